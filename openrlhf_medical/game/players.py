@@ -1,0 +1,98 @@
+"""What the game needs from the outside, as protocols: two players and a judge.
+
+The rules never see an engine, a tokenizer or a socket. Engines (``rollout``) and the judge client
+(``judge``) implement these protocols; tests use scripted players.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+
+class Role(StrEnum):
+    ATTACKER = "attacker"
+    ASSESSOR = "assessor"
+
+
+class Truth(StrEnum):
+    """What a note is, and what an assessor can say of it."""
+
+    SAFE = "Safe"
+    HARMFUL = "Harmful"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Chat messages, and the text that the reply is made to start with (``<think>`` or nothing)."""
+
+    messages: tuple[dict[str, str], ...]
+    prefill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnKey:
+    """Names one turn of one run for good: what per-request random seeds derive from."""
+
+    step: int
+    game_idx: int
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a player wrote after the prefill, and the tokens it is made of.
+
+    ``prompt_ids`` (T_p,), ``token_ids`` (T_a,) and ``logprobs`` (T_a,) come from the engine and are
+    never re-tokenised; scripted players leave them empty.
+    """
+
+    text: str
+    truncated: bool = False
+    prompt_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    policy_version: int = 0
+
+
+class Player(Protocol):
+    async def reply(self, prompt: Prompt, key: TurnKey) -> Reply: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What the judge is asked. ``original_note`` is the clean reference."""
+
+    game_idx: int
+    original_note: str
+    medical_note: str
+    assessment: str
+    error_type: str | None
+    game_category: str
+
+
+LabelStatus = Literal["ok", "abstain", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The judge's finding, or the data's. ``actual_harm`` is None exactly when ``status`` is not ok."""
+
+    status: LabelStatus
+    actual_harm: Truth | None
+    source: Literal["judge", "data"] = "judge"
+    error_present: bool | None = None
+    reason: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """The judge's whole row, for games.jsonl."""
+
+    def __post_init__(self) -> None:
+        if (self.actual_harm is None) == (self.status == "ok"):
+            raise ValueError(f"a label with status {self.status!r} cannot have actual_harm {self.actual_harm!r}")
+
+
+class Judge(Protocol):
+    async def label(self, query: Query) -> Label:
+        """Never raises for what the judge could not do: that is a Label with status ``error``."""
+        ...
