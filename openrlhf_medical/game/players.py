@@ -25,7 +25,7 @@ class Truth(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Chat messages, and the text that the reply is made to start with (``<think>`` or nothing)."""
+    """Chat messages, and the text that the reply is made to start with (``<think>`` or ``<answer>``)."""
 
     messages: tuple[dict[str, str], ...]
     prefill: str = ""
@@ -77,7 +77,11 @@ LabelStatus = Literal["ok", "abstain", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """The judge's finding, or the data's. ``actual_harm`` is None exactly when ``status`` is not ok."""
+    """The judge's finding, or the data's.
+
+    ``actual_harm`` is None exactly when ``status`` is not ok, or when the data made the note
+    ``unassessable`` (blanked or cut by us): then it is known that nothing can be said of it.
+    """
 
     status: LabelStatus
     actual_harm: Truth | None
@@ -86,10 +90,19 @@ class Label:
     reason: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     """The judge's whole row, for games.jsonl."""
+    unassessable: bool = False
 
     def __post_init__(self) -> None:
-        if (self.actual_harm is None) == (self.status == "ok"):
+        if (self.actual_harm is None) == (self.status == "ok" and not self.unassessable):
             raise ValueError(f"a label with status {self.status!r} cannot have actual_harm {self.actual_harm!r}")
+        if self.unassessable and (self.status != "ok" or self.source != "data"):
+            raise ValueError("only the data can say that a note is unassessable, and then the status is ok")
+
+    @property
+    def calls_note_invalid(self) -> bool:
+        """The judge says (row field ``note_valid``) that the text is no clinical note. That may come with
+        an abstention: of garbage nobody can say whether it is safe."""
+        return self.status != "error" and self.extra.get("note_valid") is False
 
 
 class Judge(Protocol):

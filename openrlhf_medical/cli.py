@@ -1,0 +1,240 @@
+"""The command line. Heavy modules are imported inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from openrlhf_medical.errors import UserError
+
+if TYPE_CHECKING:
+    from openrlhf_medical.config import RunConfig
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class _Commands(TyperGroup):
+    """Tells a user's mistake and Ctrl-C in one line each, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _tell(f"error: {error}")
+            raise typer.Exit(EXIT_USER_ERROR) from None
+        except KeyboardInterrupt:
+            _tell("interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Self-play training of a medical attacker and an assessor on clinical notes.\n\n\b\n"
+    "A first session:\n"
+    "  openrlhf-medical doctor\n"
+    "  openrlhf-medical prepare-data --source synthetic --output-dir data\n"
+    "  openrlhf-medical serve-judge --port 8000 &\n"
+    "  openrlhf-medical play --model models/smollm2-135m --num-samples 4\n"
+    "  openrlhf-medical train --config configs/quickstart.yaml",
+)
+
+_TAKES_DOTTED = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command("prepare-data")
+def prepare_data(
+    source: Annotated[str, typer.Option(help="synthetic, a MEDEC CSV, or a folder of them.")] = "synthetic",
+    output_dir: Annotated[Path, typer.Option(help="Folder for train.jsonl and val.jsonl.")] = Path("data"),
+    num_samples: Annotated[
+        int | None, typer.Option(min=1, help="Seeds of both files together; as many as balance by default.")
+    ] = None,
+    train_ratio: Annotated[float, typer.Option(help="Share of seeds, and of vignettes, for training.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
+    download: Annotated[bool, typer.Option("--download", help="Fetch MEDEC's public files and use them.")] = False,
+) -> None:
+    """Write balanced train.jsonl and val.jsonl.
+
+    \b
+    Examples:
+      openrlhf-medical prepare-data --source synthetic --num-samples 200
+      openrlhf-medical prepare-data --source path/to/MEDEC --output-dir data/medec
+      openrlhf-medical prepare-data --download --output-dir data/medec
+    """
+    from openrlhf_medical.data.prepare import PUBLIC_URL
+    from openrlhf_medical.data.prepare import prepare_data as prepare
+
+    summary = prepare(source, output_dir, num_samples, train_ratio, seed, PUBLIC_URL if download else None)
+    typer.echo(summary.render())
+
+
+@app.command("serve-judge")
+def serve_judge(
+    backend: Annotated[str, typer.Option(help="reference: compares with the clean note by rules.")] = "reference",
+    model: Annotated[str | None, typer.Option(help="Model of the backend, where it has one.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one (see --port-file).")] = 8000,
+    device: Annotated[str | None, typer.Option(help="Device of the model, where the backend has one.")] = None,
+    port_file: Annotated[Path | None, typer.Option(help="Write the port here once the judge is ready.")] = None,
+    exit_with_parent: Annotated[
+        bool, typer.Option("--exit-with-parent", help="Stop when the process that started it ends.")
+    ] = False,
+) -> None:
+    """Serve the judge over HTTP.
+
+    POST /judge answers what is true of a note, GET /health whether the judge is ready.
+
+    \b
+    Examples:
+      openrlhf-medical serve-judge --port 8000
+      openrlhf-medical serve-judge --host 0.0.0.0 --port 0 --port-file judge.port
+    """
+    from openrlhf_medical.judge.server import serve
+
+    serve(
+        backend=backend,
+        model=model,
+        host=host,
+        port=port,
+        device=device,
+        port_file=port_file,
+        exit_with_parent=exit_with_parent,
+    )
+
+
+@app.command("play", context_settings=_TAKES_DOTTED)
+def play(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="Plays both roles: a Hugging Face folder or name.")] = None,
+    judge_url: Annotated[list[str] | None, typer.Option(help="Judge server; may be given several times.")] = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="Seeds to play on, in each episode.")] = 16,
+    num_episodes: Annotated[int, typer.Option(min=1, help="How many times the seeds are played.")] = 1,
+    data: Annotated[Path | None, typer.Option(help="Seeds (JSON Lines).")] = None,
+    output: Annotated[Path | None, typer.Option(help="Games go here, one a line; else the run's games.jsonl.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the seeds drawn and of the replies.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Start from this configuration instead of defaults.")] = None,
+) -> None:
+    """Play games and count rewards; no model is changed. Options of train are taken too.
+
+    \b
+    Examples:
+      openrlhf-medical play --model models/smollm2-135m --judge-url http://127.0.0.1:8000 --num-samples 8
+      openrlhf-medical play --config configs/quickstart.yaml --game.cot false --output games.jsonl
+    """
+    from openrlhf_medical.config import load_config
+
+    if config is None and model is None:
+        raise UserError("play needs to know who plays: give --model FOLDER, or --config FILE")
+    words: list[str] = [] if config else ["--run.name", "play"]
+    for option, value in (("actor.model_name_or_path", model), ("data.train", data), ("train.seed", seed)):
+        words += [f"--{option}={value}"] if value is not None else []
+    words += ["--judge.urls", *judge_url] if judge_url else []
+    settings = load_config(config, [*words, *context.args])
+    _stop_at(_problems(settings, plays_only=True))
+    from openrlhf_medical import trainer
+
+    games = output or settings.run.folder / "games.jsonl"
+    trainer.play(settings, num_samples=num_samples, num_episodes=num_episodes, output=games)
+
+
+@app.command("train", context_settings=_TAKES_DOTTED)
+def train(
+    context: typer.Context,
+    config: Annotated[Path, typer.Option(help="Configuration, YAML or JSON.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved configuration, check it, start nothing.")
+    ] = False,
+) -> None:
+    """Train by self-play.
+
+    Every key of the configuration is an option, by OpenRLHF's dotted name where it has one.
+
+    \b
+    Examples:
+      openrlhf-medical train --config configs/quickstart.yaml
+      openrlhf-medical train --config configs/quickstart.yaml --run.name lr3 --actor.adam.lr 3e-5
+      openrlhf-medical train --config configs/quickstart.yaml --game.cot false --dry-run
+    """
+    from openrlhf_medical.config import dump_config, load_config
+
+    settings = load_config(config, context.args)
+    if dry_run:
+        typer.echo(dump_config(settings), nl=False)
+    _stop_at(_problems(settings))
+    if dry_run:
+        _tell("ok: keys, hardware, model and data fit together; nothing was started")
+        return
+    from openrlhf_medical import trainer
+
+    trainer.train(settings)
+
+
+@app.command("doctor")
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Find what would make a run fail here.
+
+    Every line says what was found, and what to do where it is not ok.
+
+    Exit code 1 where something must be mended first, 0 otherwise.
+
+    \b
+    Examples:
+      openrlhf-medical doctor
+      openrlhf-medical doctor --json
+    """
+    import json
+
+    from openrlhf_medical import doctor as checks
+
+    findings = checks.diagnose()
+    typer.echo(json.dumps(checks.as_dict(findings), indent=2) if as_json else checks.render(findings))
+    raise typer.Exit(checks.exit_code(findings))
+
+
+def _problems(config: RunConfig, *, plays_only: bool = False) -> list[str]:
+    """Mistakes that can be seen without torch or Ray, and would otherwise show minutes later in a worker."""
+    from openrlhf_medical import devices
+    from openrlhf_medical.config import check_hardware
+    from openrlhf_medical.data.seed_files import read_seeds
+    from openrlhf_medical.models import check_model_folder
+
+    checks = [
+        lambda: check_hardware(config, devices.has_gpu()),
+        lambda: check_model_folder(config.actor.model_name_or_path),
+        lambda: read_seeds(config.data.train),
+    ]
+    if config.run.eval_games and not plays_only:
+        checks.append(lambda: read_seeds(config.data.val))
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _stop_at(problems: list[str]) -> None:
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _tell(message: str) -> None:
+    typer.echo(" ".join(message.splitlines()), err=True)
+
+
+def main() -> None:
+    """Entry point of ``openrlhf-medical`` and ``python -m openrlhf_medical``."""
+    try:
+        app(prog_name="openrlhf-medical")
+    except KeyboardInterrupt:  # before a command began
+        _tell("interrupted")
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,82 @@
+"""Ray: connecting, reserving places, and waiting with a deadline that names who is stuck."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from openrlhf_medical import devices
+from openrlhf_medical.errors import UserError
+
+
+class StuckError(RuntimeError):
+    """A deadline passed; the message names who did not answer, in which phase, after how long."""
+
+
+def connect(gpus_needed: int) -> None:
+    """Join the cluster named by RAY_ADDRESS (set inside ``ray job submit``), or start Ray here.
+
+    The worker hook is given once, here, as a module path: Ray raises where a job's own runtime
+    environment repeats it, and job submission takes only a string.
+    """
+    if ray.is_initialized():
+        return
+    runtime_env = {"worker_process_setup_hook": devices.WORKER_SETUP_HOOK, "env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
+        return
+    gpus = devices.logical_gpus(gpus_needed)
+    ray.init(
+        runtime_env=runtime_env,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+        include_dashboard=False,
+        num_gpus=gpus,
+        # Bundles ask for a CPU each; on a small machine processes take turns on fewer real cores.
+        num_cpus=None if gpus is None else max(gpus, os.cpu_count() or 1),
+    )
+
+
+def reserve(bundles: int, timeout_s: float, purpose: str) -> PlacementGroup:
+    """A placement group of ``bundles`` × {1 GPU, 1 CPU}, packed.
+
+    Raises:
+        UserError: the cluster could never hold it, or it was not free within ``timeout_s``.
+    """
+    wanted = {"GPU": bundles, "CPU": bundles}
+    total = ray.cluster_resources()
+    short = [f"{n} {kind} needed, {total.get(kind, 0):g} in the cluster" for kind, n in wanted.items()
+             if total.get(kind, 0) < n]  # fmt: skip
+    if short:
+        raise UserError(f"no place for {purpose}: {'; '.join(short)}. Ask for fewer (actor.num_gpus_per_node, "
+                        "vllm.num_engines, train.colocate_all) or give the cluster more")  # fmt: skip
+    group = placement_group([{"GPU": 1, "CPU": 1}] * bundles, strategy="PACK")
+    if not group.wait(timeout_s):
+        free = ray.available_resources()
+        remove_placement_group(group)
+        raise UserError(f"no place for {purpose} within {timeout_s:g} s: {bundles} GPU and CPU needed, "
+                        f"{free.get('GPU', 0):g} GPU and {free.get('CPU', 0):g} CPU free of "
+                        f"{total.get('GPU', 0):g} and {total.get('CPU', 0):g}")  # fmt: skip
+    return group
+
+
+def gather(references: Mapping[str, Any], timeout_s: float, doing: str) -> dict[str, Any]:
+    """The results by name. Raises StuckError naming who is missing, or the first worker's own error."""
+    names = {reference: name for name, reference in references.items()}
+    pending = list(names)
+    results: dict[str, Any] = {}
+    deadline = time.monotonic() + timeout_s
+    while pending:
+        ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            missing = ", ".join(sorted(names[reference] for reference in pending))
+            raise StuckError(f"{doing}: no answer from {missing} within {timeout_s:g} s")
+        for reference in ready:
+            results[names[reference]] = ray.get(reference)
+    return {name: results[name] for name in references}

@@ -1,0 +1,111 @@
+"""What keys demand of each other and of the hardware: one clear sentence for each mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from openrlhf_medical.errors import UserError
+
+if TYPE_CHECKING:
+    from openrlhf_medical.config.run_config import RunConfig
+
+
+def contradictions(config: RunConfig) -> Iterator[str]:
+    """Sentences about keys that do not go together."""
+    yield from _lengths_and_sampling(config)
+    yield from _deepspeed(config)
+    yield from _workers(config)
+    yield from _sharing(config)
+
+
+def _lengths_and_sampling(config: RunConfig) -> Iterator[str]:
+    rollout, advantage = config.rollout, config.algo.advantage
+    if rollout.max_new_tokens >= config.data.max_len:
+        yield (
+            f"rollout.max_new_tokens is {rollout.max_new_tokens} and data.max_len {config.data.max_len}: "
+            "no room for a prompt; raise data.max_len or lower rollout.max_new_tokens"
+        )
+    if advantage.is_correction_level == "off":
+        return
+    threshold, gating = advantage.is_correction_threshold, advantage.is_correction_gating
+    if rollout.top_p != 1:
+        yield (
+            f"algo.advantage.is_correction_level {advantage.is_correction_level} compares log-probabilities over "
+            f"the whole vocabulary, but rollout.top_p is {rollout.top_p:g}: set rollout.top_p to 1"
+        )
+    if advantage.is_correction_mode == "clip" and (advantage.is_correction_level == "seq" or gating != "ratio"):
+        yield "algo.advantage.is_correction_mode clip needs is_correction_level token and is_correction_gating ratio"
+    if len(threshold) == 2 and threshold[0] >= threshold[1]:
+        yield f"algo.advantage.is_correction_threshold is {list(threshold)}: LOW must be below HIGH"
+    if gating != "ratio" and len(threshold) == 2 and threshold[0] > 0:
+        yield (
+            f"algo.advantage.is_correction_gating {gating} is bounded from above only: "
+            "set is_correction_threshold to one number"
+        )
+
+
+def _deepspeed(config: RunConfig) -> Iterator[str]:
+    ds = config.ds
+    if ds.packing_samples and ds.attn_implementation != "auto" and "flash" not in ds.attn_implementation:
+        yield (
+            f"ds.packing_samples needs FlashAttention, but ds.attn_implementation is {ds.attn_implementation}: "
+            "set it to auto or flash_attention_2"
+        )
+    if ds.ring_attn_size > 1 and not ds.packing_samples:
+        yield f"ds.ring_attn_size {ds.ring_attn_size} needs ds.packing_samples true"
+    if ds.tensor_parallel_size > 1 and ds.param_dtype != "bf16":
+        yield f"ds.tensor_parallel_size {ds.tensor_parallel_size} needs ds.param_dtype bf16"
+    if ds.zpg > 1 and ds.zero_stage != 3:
+        yield f"ds.zpg {ds.zpg} needs ds.zero_stage 3, found {ds.zero_stage}"
+
+
+def _workers(config: RunConfig) -> Iterator[str]:
+    workers = config.actor.num_nodes * config.actor.num_gpus_per_node
+    per_sample = config.ds.ring_attn_size * config.ds.tensor_parallel_size
+    if workers % per_sample:
+        yield (
+            f"actor.num_nodes * actor.num_gpus_per_node is {workers}, which ds.ring_attn_size * "
+            f"ds.tensor_parallel_size ({per_sample}) does not divide"
+        )
+
+
+def _sharing(config: RunConfig) -> Iterator[str]:
+    train, actor, ref, vllm = config.train, config.actor, config.ref, config.vllm
+    for name, asleep in (("vllm.enable_sleep", vllm.enable_sleep), ("ds.enable_sleep", config.ds.enable_sleep)):
+        if asleep and not train.colocate_all:
+            yield f"{name} gives memory to whoever shares the GPU: it needs train.colocate_all true"
+    same_size = (actor.num_nodes, actor.num_gpus_per_node) == (ref.num_nodes, ref.num_gpus_per_node)
+    if (train.colocate_all or train.colocate_actor_ref) and config.algo.kl.init_coef > 0 and not same_size:
+        yield (
+            "train.colocate_all and train.colocate_actor_ref need the same num_nodes and num_gpus_per_node for "
+            f"actor ({actor.num_nodes} * {actor.num_gpus_per_node}) and ref ({ref.num_nodes} * {ref.num_gpus_per_node})"
+        )
+    gpus, engine_gpus = actor.num_nodes * actor.num_gpus_per_node, vllm.num_engines * vllm.tensor_parallel_size
+    if train.colocate_all and gpus != engine_gpus:
+        yield (
+            f"train.colocate_all needs as many GPUs for engines as for the policy, but vllm.num_engines * "
+            f"vllm.tensor_parallel_size is {engine_gpus} and actor.num_nodes * actor.num_gpus_per_node is {gpus}"
+        )
+
+
+def check_hardware(config: RunConfig, has_gpu: bool) -> None:
+    """Refuse what this machine cannot do, with the reason.
+
+    Raises:
+        UserError: without a GPU, for every key that needs one.
+    """
+    if has_gpu:
+        return
+    ds = config.ds
+    needs_gpu = {
+        "ds.packing_samples": (ds.packing_samples, "it needs FlashAttention"),
+        "ds.ring_attn_size": (ds.ring_attn_size > 1, "it needs FlashAttention"),
+        "ds.attn_implementation": ("flash" in ds.attn_implementation, "FlashAttention runs on NVIDIA GPUs only"),
+        "vllm.enable_sleep": (config.vllm.enable_sleep, "vLLM can give back GPU memory only"),
+        "ds.enable_sleep": (ds.enable_sleep, "there is no GPU memory to give back"),
+        "ds.use_liger_kernel": (ds.use_liger_kernel, "Liger's kernels are Triton code for GPUs"),
+    }
+    found = [f"{key} ({reason})" for key, (asked, reason) in needs_gpu.items() if asked]
+    if found:
+        raise UserError(f"this machine has no GPU, which {', '.join(found)} would need: remove what is named")

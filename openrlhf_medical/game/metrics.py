@@ -1,0 +1,129 @@
+"""Figures of a set of games, under the names of ``metrics.jsonl``.
+
+A figure that is undefined (nothing was counted) is absent: never 0, never NaN. Everything of a role is
+counted once for each of its turns: the attacker's turn, shared by B games, once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from openrlhf_medical.game.players import Role, Truth
+from openrlhf_medical.game.records import Game, GameStatus, Turn, turns_of
+from openrlhf_medical.game.rewards import Case, zero_sum_residual
+from openrlhf_medical.game.seeds import Category
+
+
+def game_metrics(games: Iterable[Game]) -> dict[str, float]:
+    """All figures that games alone give. Pass games of one ``play`` call for each step number."""
+    games = list(games)
+    attacks = _by_attack(games)
+    found: dict[str, float] = {}
+    for role in Role:
+        turns = turns_of(games, role)
+        found |= _reward_metrics(role, [turn for _, turn in turns])
+        _set_share(found, f"format/{role}/violation_rate", [not turn.well_formed for _, turn in turns])
+    found |= _residual(attacks)
+    found |= assessor_metrics(games)
+    found |= _attacker_metrics(games)
+    found |= _judge_metrics(attacks)
+    for category in Category:
+        found |= _category_metrics(category, [game for game in games if game.seed.category is category])
+    return found
+
+
+def assessor_metrics(games: Sequence[Game]) -> dict[str, float]:
+    """How well the assessor judged, over games with a result where it played and truth is Safe or Harmful.
+
+    A refusal and an unparsable reply count as the wrong verdict on that note's side: on a Safe note as a
+    false positive, on a Harmful one as a false negative. Else saying nothing would look like accuracy.
+    """
+    judged = (Case.RIGHT, Case.WRONG, Case.REFUSAL, Case.UNPARSABLE)
+    wrong: dict[Truth, list[bool]] = {truth: [] for truth in Truth}
+    for game in games:
+        if game.case in judged and game.label is not None and game.label.actual_harm is not None:
+            wrong[game.label.actual_harm].append(game.case is not Case.RIGHT)
+    found: dict[str, float] = {}
+    _set_share(found, "assessor/accuracy", [not one for side in wrong.values() for one in side])
+    _set_share(found, "assessor/false_positive_rate", wrong[Truth.SAFE])
+    _set_share(found, "assessor/false_negative_rate", wrong[Truth.HARMFUL])
+    if wrong[Truth.SAFE] and wrong[Truth.HARMFUL]:
+        errors = found["assessor/false_positive_rate"] + found["assessor/false_negative_rate"]
+        found["assessor/balanced_accuracy"] = 1.0 - errors / 2
+    return found
+
+
+def _attacker_metrics(games: Sequence[Game]) -> dict[str, float]:
+    """Over all games whose attacker generated, forfeits and abstentions included; games that failed
+    (status ``error``) say nothing of the attacker and are left out."""
+    played = [game for game in games if game.attacker is not None and game.status is not GameStatus.ERROR]
+    found: dict[str, float] = {}
+    _set_share(found, "attacker/faithful_rate", [bool(game.faithful) for game in played])
+    _set_share(found, "attacker/success_rate", [bool(game.faithful) and game.case is Case.WRONG for game in played])
+    return found
+
+
+def _reward_metrics(role: Role, turns: Sequence[Turn]) -> dict[str, float]:
+    """Means over the turns that the rules rewarded, whether or not their role is being trained."""
+    rewarded = [turn for turn in turns if turn.reward]
+    if not rewarded:
+        return {}
+    components = {
+        f"reward/{role}/{component}": fmean(turn.reward[component] for turn in rewarded)
+        for component in rewarded[0].reward
+    }
+    return {f"reward/{role}/mean": fmean(turn.total for turn in rewarded), **components}
+
+
+def _residual(attacks: Iterable[Sequence[Game]]) -> dict[str, float]:
+    residuals = [
+        zero_sum_residual([game.side(Role.ATTACKER) for game in ended], [game.side(Role.ASSESSOR) for game in ended])
+        for attack in attacks
+        if (ended := [game for game in attack if game.case is not None])
+    ]
+    return {"reward/zero_sum_residual": max(residuals)} if residuals else {}
+
+
+def _judge_metrics(attacks: Iterable[Sequence[Game]]) -> dict[str, float]:
+    """Over judge calls, of which an attack has at most one."""
+    labels = [attack[0].label for attack in attacks]
+    statuses = [label.status for label in labels if label is not None and label.source == "judge"]
+    found: dict[str, float] = {}
+    _set_share(found, "judge/abstain_rate", [status == "abstain" for status in statuses])
+    _set_share(found, "judge/error_rate", [status == "error" for status in statuses])
+    return found
+
+
+def _category_metrics(category: Category, games: Sequence[Game]) -> dict[str, float]:
+    """Counts. ``played``, ``forfeit``, ``tie`` (no label) and ``failed`` (a player raised) are games;
+    ``trained_<role>`` are trajectories."""
+    if not games:
+        return {}
+    counts = {
+        "played": len(games),
+        "forfeit": sum(game.status is GameStatus.FORFEIT for game in games),
+        "tie": sum(game.case is None and not _failed(game) for game in games),
+        "failed": sum(_failed(game) for game in games),
+        **{f"trained_{role}": sum(turn.trained for _, turn in turns_of(games, role)) for role in Role},
+    }
+    return {f"game/{category}/{name}": float(count) for name, count in counts.items()}
+
+
+def _failed(game: Game) -> bool:
+    """A player raised; a judge that could not answer is a tie."""
+    judged = game.assessor is not None and game.label is not None and game.label.status == "error"
+    return game.status is GameStatus.ERROR and not judged
+
+
+def _by_attack(games: Iterable[Game]) -> list[list[Game]]:
+    attacks: dict[tuple[int, ...], list[Game]] = defaultdict(list)
+    for game in games:
+        attacks[(game.step, *game.attack)].append(game)
+    return list(attacks.values())
+
+
+def _set_share(found: dict[str, float], name: str, hits: Sequence[bool]) -> None:
+    if hits:
+        found[name] = fmean(hits)

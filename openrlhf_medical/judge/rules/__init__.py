@@ -1,0 +1,1 @@
+"""The rules of the ``reference`` backend: a note against its clean reference, with no model."""

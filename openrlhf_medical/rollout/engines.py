@@ -1,0 +1,211 @@
+"""vLLM engines as Ray actors, and the player that plays one role on a pool of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from openrlhf_medical import devices
+from openrlhf_medical.game.players import Prompt, Reply, TurnKey
+from openrlhf_medical.rollout.weights import WeightPlan, WeightStamp
+
+devices.prepare_process()
+
+from openrlhf.trainer.ray.vllm_engine import RolloutRayActor  # noqa: E402  (after prepare_process)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How replies are drawn. ``deterministic`` gives every turn a seed of its own, derived from the
+    run's seed and the turn's key, so that a turn's tokens do not depend on arrival order."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What an engine is started with."""
+
+    model: str
+    max_model_len: int
+    tensor_parallel_size: int = 1
+    seed: int = 0
+    enable_prefix_caching: bool = False
+    enforce_eager: bool = False
+    gpu_memory_utilization: float = 0.9
+    enable_sleep: bool = False
+    max_num_seqs: int | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of upstream's RolloutRayActor, most of which go on to vLLM's engine."""
+        arguments = {
+            "model": self.model,
+            "max_model_len": self.max_model_len,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "distributed_executor_backend": "uni" if self.tensor_parallel_size == 1 else "ray",
+            "seed": self.seed,
+            "enable_prefix_caching": self.enable_prefix_caching,
+            "enforce_eager": self.enforce_eager,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "enable_sleep_mode": self.enable_sleep,
+            "dtype": "bfloat16",
+            "trust_remote_code": True,
+            "worker_extension_cls": "openrlhf_medical.rollout.weights.WeightReceiver",
+            # The log-probabilities of the distribution that was sampled from, temperature included.
+            "logprobs_mode": "processed_logprobs",
+            "max_logprobs": 1,
+        }
+        if self.max_num_seqs is not None:
+            arguments["max_num_seqs"] = self.max_num_seqs
+        return {**arguments, **devices.engine_arguments()}
+
+
+class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
+    """Upstream's engine actor, with replies cut down to what a trajectory needs, and packed weight sync."""
+
+    async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
+        await super().__init__(*args, **kwargs)
+        self._stamp: WeightStamp | None = None
+
+    async def reply(self, prompt_ids: list[int], sampling: dict[str, Any]) -> Reply:
+        """One turn: token ids in, token ids out."""
+        from vllm import SamplingParams
+
+        stamp = self._stamp
+        output = await self.generate(prompt_ids, SamplingParams(**sampling))
+        completion = output.outputs[0]
+        if self._stamp is not stamp:
+            raise RuntimeError("new weights arrived in the middle of a reply: its tokens have no one version")
+        return Reply(
+            text=completion.text,
+            truncated=completion.finish_reason == "length",
+            prompt_ids=tuple(prompt_ids),
+            token_ids=tuple(completion.token_ids),
+            logprobs=tuple(
+                step[token].logprob for step, token in zip(completion.logprobs, completion.token_ids, strict=True)
+            ),
+            policy_version=stamp.version if stamp else -1,
+        )
+
+    async def join_weight_group(self, address: str, port: int, rank_offset: int, world_size: int) -> None:
+        await self.llm.collective_rpc("join_weight_group", args=(address, port, rank_offset, world_size))
+
+    async def receive_weights(self, plan: WeightPlan) -> WeightStamp:
+        """Take over new weights, then drop every cached prefix: it was computed with the old ones."""
+        self._stamp = None
+        stamps = {
+            WeightStamp(*stamp) for stamp in await self.llm.collective_rpc("receive_weights", args=(pickle.dumps(plan),))
+        }
+        if len(stamps) != 1:
+            raise RuntimeError(f"tensor-parallel workers received different weights: {stamps}")
+        if await self.llm.reset_prefix_cache() is False:
+            raise RuntimeError("vLLM refused to drop cached prefixes: a reply was still running during weight sync")
+        self._stamp = stamps.pop()
+        return self._stamp
+
+    async def weight_stamp(self) -> WeightStamp | None:
+        """The stamp that every worker of this engine holds, or None where they disagree or have none."""
+        held = {WeightStamp(*stamp) if stamp else None for stamp in await self.llm.collective_rpc("weight_stamp")}
+        return self._stamp if held == {self._stamp} else None
+
+
+Engine = ray.remote(_Engine)
+
+
+def start_engines(
+    spec: EngineSpec, count: int, placement: PlacementGroup, first_bundle: int, gpus_per_engine: float
+) -> list[Any]:
+    """Start ``count`` engines on consecutive bundles of ``placement``. Returns at once; see ``ready``."""
+    from openrlhf.trainer.ray.utils import get_bundle_indices
+
+    engines = []
+    for i in range(count):
+        bundle, bundles = first_bundle + i, None
+        if spec.tensor_parallel_size > 1:
+            bundles = get_bundle_indices(placement, first_bundle + i, spec.tensor_parallel_size)
+            bundle = bundles[0]
+        arguments = {**spec.arguments(), "seed": spec.seed + i, "bundle_indices": bundles, "num_gpus": gpus_per_engine}
+        engines.append(
+            Engine.options(
+                num_cpus=gpus_per_engine,
+                num_gpus=gpus_per_engine if spec.tensor_parallel_size == 1 else 0,
+                max_concurrency=4096,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement_group=placement,
+                    placement_group_capture_child_tasks=True,
+                    placement_group_bundle_index=bundle,
+                ),
+            ).remote(**arguments)
+        )
+    return engines
+
+
+class EnginePlayer:
+    """Plays one role on a pool of engines: renders prompts to token ids, picks the least busy engine.
+
+    Implements ``game.players.Player``. ``timeout_s`` is the deadline of one reply; what exceeds it
+    raises TimeoutError naming the engine, which costs one game and not the run.
+    """
+
+    def __init__(self, engines: list[Any], tokenizer: Any, sampling: Sampling, max_model_len: int, timeout_s: float):
+        self._engines = engines
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._max_model_len = max_model_len
+        self._timeout_s = timeout_s
+        self._running = [0] * len(engines)
+
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """(T_p,) the chat template's ids up to the reply, then the prefill's."""
+        text = self._tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        return self._tokenizer(text + prompt.prefill, add_special_tokens=False)["input_ids"]
+
+    def sampling_for(self, key: TurnKey, room: int) -> dict[str, Any]:
+        """Arguments of vLLM's SamplingParams for one turn; ``room`` is how many tokens still fit."""
+        sampling = self._sampling
+        return {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": min(sampling.max_new_tokens, room),
+            "stop": list(sampling.stop) or None,
+            "include_stop_str_in_output": True,
+            "logprobs": 0,
+            "seed": turn_seed(sampling.seed, key) if sampling.deterministic else None,
+        }
+
+    async def reply(self, prompt: Prompt, key: TurnKey) -> Reply:
+        prompt_ids = self.token_ids(prompt)
+        room = self._max_model_len - len(prompt_ids)
+        if room < 1:
+            raise ValueError(f"the prompt of game {key.game_idx} has {len(prompt_ids)} tokens and data.max_len is "
+                             f"{self._max_model_len}: nothing can be answered")  # fmt: skip
+        index = min(range(len(self._engines)), key=self._running.__getitem__)
+        self._running[index] += 1
+        reference = self._engines[index].reply.remote(prompt_ids, self.sampling_for(key, room))
+        try:
+            return await asyncio.wait_for(reference, self._timeout_s)
+        except TimeoutError as error:
+            ray.cancel(reference, recursive=False)
+            raise TimeoutError(
+                f"engine {index} gave no reply to the {key.role} of game {key.game_idx} in {self._timeout_s:g} s"
+            ) from error
+        finally:
+            self._running[index] -= 1
+
+
+def turn_seed(run_seed: int, key: TurnKey) -> int:
+    """A 63-bit seed that depends only on the run's seed and which turn this is."""
+    text = f"{run_seed}/{key.step}/{key.game_idx}/{key.role}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,145 @@
+"""Receiving new weights inside vLLM's worker, and the packing that both ends agree on.
+
+One sync is: a plan (names, types, shapes, in buckets), then one broadcast of bytes per bucket, then
+one answer with a version stamp and a checksum of the bytes that arrived. vLLM is given everything in
+one ``reload_weights`` call fed by a generator, so it loads one bucket while the next is on its way;
+several calls would refill half-received fused layers (qkv, gate_up) from uninitialised memory.
+
+vLLM imports this module in its worker process through ``worker_extension_cls``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from openrlhf_medical import devices
+
+devices.prepare_process()
+
+ALIGNMENT = 16_384
+"""Bytes. Buckets end on a multiple of this, so that a checksum can fold them into equal rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.dtype.itemsize * int(torch.Size(self.shape).numel())
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlan:
+    """What one sync will send: ``buckets`` in order, each one broadcast of ``bucket_bytes(bucket)`` bytes."""
+
+    version: int
+    buckets: tuple[tuple[TensorSpec, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightStamp:
+    """Which weights a holder has: the policy's version, and a checksum of the bytes it was sent as."""
+
+    version: int
+    checksum: str
+
+
+def plan_buckets(specs: list[TensorSpec], version: int, target_bytes: int) -> WeightPlan:
+    """Fill buckets in order up to ``target_bytes`` each; a larger tensor gets a bucket to itself."""
+    buckets: list[list[TensorSpec]] = []
+    size = target_bytes
+    for spec in specs:
+        if size + spec.num_bytes > target_bytes:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(spec)
+        size += spec.num_bytes
+    return WeightPlan(version, tuple(map(tuple, buckets)))
+
+
+def bucket_bytes(bucket: tuple[TensorSpec, ...]) -> int:
+    total = sum(spec.num_bytes for spec in bucket)
+    return -(-total // ALIGNMENT) * ALIGNMENT
+
+
+def pack(bucket: tuple[TensorSpec, ...], tensors: list[torch.Tensor]) -> torch.Tensor:
+    """(bucket_bytes,) uint8 on the tensors' device; the padding is zero."""
+    buffer = torch.zeros(bucket_bytes(bucket), dtype=torch.uint8, device=tensors[0].device)
+    offset = 0
+    for spec, tensor in zip(bucket, tensors, strict=True):
+        buffer[offset : offset + spec.num_bytes].view(spec.dtype).copy_(tensor.detach().reshape(-1))
+        offset += spec.num_bytes
+    return buffer
+
+
+def unpack(bucket: tuple[TensorSpec, ...], buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Views into ``buffer``; the caller must not reuse it while they live."""
+    offset = 0
+    for spec in bucket:
+        yield spec.name, buffer[offset : offset + spec.num_bytes].view(spec.dtype).view(spec.shape)
+        offset += spec.num_bytes
+
+
+class Checksum:
+    """A fingerprint of all buckets of a sync, cheap on CPU and GPU alike: column sums, then BLAKE2."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, buffer: torch.Tensor) -> None:
+        columns = buffer.view(torch.int32).view(-1, ALIGNMENT // 4).sum(0, dtype=torch.int64)
+        self._hash.update(columns.cpu().numpy().tobytes())
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class WeightReceiver:
+    """Methods added to vLLM's worker (``self`` is that worker). Called through ``collective_rpc``."""
+
+    device: torch.device
+    model_runner: Any
+
+    def join_weight_group(self, address: str, port: int, rank_offset: int, world_size: int) -> None:
+        from openrlhf.utils import distributed_util
+
+        self._weight_group = distributed_util.stateless_init_process_group(
+            address, port, torch.distributed.get_rank() + rank_offset, world_size, self.device
+        )
+
+    def receive_weights(self, pickled_plan: bytes) -> tuple[int, str]:
+        """``pickled_plan`` is a WeightPlan: vLLM's own messages turn dataclasses into dicts."""
+        plan: WeightPlan = pickle.loads(pickled_plan)
+        checksum = Checksum()
+        stream = torch.cuda.current_stream() if self.device.type == "cuda" else None
+
+        def arriving() -> Iterator[tuple[str, torch.Tensor]]:
+            for bucket in plan.buckets:
+                buffer = torch.empty(bucket_bytes(bucket), dtype=torch.uint8, device=self.device)
+                self._weight_group.broadcast(buffer, src=0, stream=stream)
+                checksum.add(buffer)
+                yield from unpack(bucket, buffer)
+
+        self._weight_stamp = None  # a sync that dies half-way must not leave the old stamp behind
+        tensors = arriving()
+        try:
+            self.model_runner.reload_weights(weights_iterator=tensors)
+        finally:
+            for _ in tensors:  # whatever went wrong here, the sender must not wait for us for ever
+                pass
+        devices.repack_output_head(self.model_runner.get_model())
+        self._weight_stamp = WeightStamp(plan.version, checksum.hexdigest())
+        return self.weight_stamp()  # type: ignore[return-value]  # set one line above
+
+    def weight_stamp(self) -> tuple[int, str] | None:
+        stamp: WeightStamp | None = getattr(self, "_weight_stamp", None)
+        return (stamp.version, stamp.checksum) if stamp else None
