@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from openrlhf_medical.errors import UserError
+from openrlhf_medical.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from openrlhf_medical.config import RunConfig
 
+EXIT_RUN_ERROR = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -27,6 +28,9 @@ class _Commands(TyperGroup):
         except UserError as error:
             _tell(f"error: {error}")
             raise typer.Exit(EXIT_USER_ERROR) from None
+        except RunError as error:
+            _tell(f"error: {error}")
+            raise typer.Exit(EXIT_RUN_ERROR) from None
         except KeyboardInterrupt:
             _tell("interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -114,7 +118,9 @@ def serve_judge(
 def play(
     context: typer.Context,
     model: Annotated[str | None, typer.Option(help="Plays both roles: a Hugging Face folder or name.")] = None,
-    judge_url: Annotated[list[str] | None, typer.Option(help="Judge server; may be given several times.")] = None,
+    judge_url: Annotated[
+        list[str] | None, typer.Option(help="Judge server, once or more; else one is started.")
+    ] = None,
     num_samples: Annotated[int, typer.Option(min=1, help="Seeds to play on, in each episode.")] = 16,
     num_episodes: Annotated[int, typer.Option(min=1, help="How many times the seeds are played.")] = 1,
     data: Annotated[Path | None, typer.Option(help="Seeds (JSON Lines).")] = None,

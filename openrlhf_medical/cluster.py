@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from openrlhf_medical import devices
-from openrlhf_medical.errors import UserError
-
-
-class StuckError(RuntimeError):
-    """A deadline passed; the message names who did not answer, in which phase, after how long."""
+from openrlhf_medical.errors import StuckError, UserError
 
 
 def connect(gpus_needed: int) -> None:
@@ -27,7 +24,10 @@ def connect(gpus_needed: int) -> None:
     """
     if ray.is_initialized():
         return
-    runtime_env = {"worker_process_setup_hook": devices.WORKER_SETUP_HOOK, "env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
+    runtime_env = {
+        "worker_process_setup_hook": devices.WORKER_SETUP_HOOK,
+        "env_vars": {"TOKENIZERS_PARALLELISM": "false"},
+    }
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
         return
@@ -41,6 +41,16 @@ def connect(gpus_needed: int) -> None:
         # Bundles ask for a CPU each; on a small machine processes take turns on fewer real cores.
         num_cpus=None if gpus is None else max(gpus, os.cpu_count() or 1),
     )
+
+
+@contextlib.contextmanager
+def session(gpus_needed: int) -> Iterator[None]:
+    """Ray for the time of a run; a Ray that we started ends with it, and every actor of ours in any case."""
+    connect(gpus_needed)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def reserve(bundles: int, timeout_s: float, purpose: str) -> PlacementGroup:

@@ -206,7 +206,7 @@ def memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/c
     """The machine's memory, or the container's where that is less."""
     match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.M) if meminfo.exists() else None
     if match is None:
-        return Finding("memory", Status.WARN, f"{meminfo} does not say", "")
+        return Finding("memory", Status.WARN, f"{meminfo} does not say", "look with free -g: 8 GiB should be free")
     available = int(match[1]) * 1024
     limit = cgroup.read_text().strip() if cgroup.exists() else "max"
     limit_note = ""

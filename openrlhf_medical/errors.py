@@ -1,4 +1,4 @@
-"""The one kind of mistake that a user can mend, and how it is told."""
+"""Errors that are told in one line, without a traceback."""
 
 
 class UserError(Exception):
@@ -7,3 +7,11 @@ class UserError(Exception):
     The message says what was found, what is allowed and what to change. The command line prints it
     on one line, without a traceback, and ends with exit code 2.
     """
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, though nothing the user gave was wrong. Exit code 1."""
+
+
+class StuckError(RunError):
+    """A deadline passed; the message names who did not answer, in which phase, after how long."""

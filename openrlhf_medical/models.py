@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def export_tiny(folder: Path, tokenizer_folder: Path, *, seed: int = 0, tied: bo
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    _save(folder, LlamaForCausalLM(config).to(torch.bfloat16), tokenizer)
+    model = LlamaForCausalLM(config)
+    model.bfloat16()
+    _save(folder, model, tokenizer)
 
 
 def _save(folder: Path, model: Any, tokenizer: Any) -> None:
@@ -92,3 +95,15 @@ def check_model_folder(name_or_path: str) -> None:
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{name_or_path} has no tokenizer (tokenizer.json or tokenizer.model): "
                         "save it there with AutoTokenizer.from_pretrained(…).save_pretrained(…)")  # fmt: skip
+
+
+def main() -> None:
+    """Write the folders that the launch scripts use: SmolLM2, and with ``--tiny`` the tests' models."""
+    smollm2 = Path("models/smollm2-135m")
+    export_smollm2(smollm2)
+    if "--tiny" in sys.argv[1:]:
+        export_tiny(Path("models/tiny"), smollm2)
+
+
+if __name__ == "__main__":
+    main()

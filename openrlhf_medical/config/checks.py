@@ -13,10 +13,24 @@ if TYPE_CHECKING:
 
 def contradictions(config: RunConfig) -> Iterator[str]:
     """Sentences about keys that do not go together."""
+    yield from _idle_keys(config)
     yield from _lengths_and_sampling(config)
     yield from _deepspeed(config)
     yield from _workers(config)
     yield from _sharing(config)
+
+
+def _idle_keys(config: RunConfig) -> Iterator[str]:
+    """Keys that would do nothing beside the others."""
+    kl, actor, clip = config.algo.kl, config.actor, config.reward.clip_range
+    if kl.target is not None and kl.init_coef == 0:
+        yield "algo.kl.target adapts a penalty that algo.kl.init_coef 0 switches off: set init_coef or remove target"
+    if kl.unbiased_gradient and not kl.use_loss:
+        yield "algo.kl.unbiased_gradient concerns KL as a loss: set algo.kl.use_loss true or remove it"
+    if actor.optim != "muon" and actor.muon != type(actor.muon)():
+        yield f"actor.muon is set but actor.optim is {actor.optim}: set actor.optim muon or remove actor.muon"
+    if clip[0] >= clip[1]:
+        yield f"reward.clip_range is {list(clip)}: LOW must be below HIGH"
 
 
 def _lengths_and_sampling(config: RunConfig) -> Iterator[str]:

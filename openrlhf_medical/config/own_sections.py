@@ -104,7 +104,8 @@ class Game(Section):
 
 class Judge(Section):
     urls: tuple[str, ...] = Field(
-        default=("http://127.0.0.1:8000",), min_length=1, description="judge servers (openrlhf-medical serve-judge)"
+        default=(),
+        description="judge servers (openrlhf-medical serve-judge); none: the run starts a reference judge of its own",
     )
     timeout_s: Positive = Field(default=120.0, description="deadline of one request")
     batch_size: Count = Field(default=16, description="queries per request, at most")
@@ -139,14 +140,10 @@ class Run(Section):
     deterministic: bool = Field(
         default=False, description="same bits twice: a seed per turn, one sequence at a time in each engine; slow"
     )
-    parity_every: int = Field(
-        default=10,
-        ge=0,
-        description="compare the engines' log-probabilities with the policy's every so many steps; 0 never",
-    )
     eval_games: int = Field(
         default=64, ge=0, description="held-out games before the first and after the last step; 0 none"
     )
+    start_timeout_s: Positive = Field(default=1800.0, description="deadline for all workers and engines to load")
     placement_timeout_s: Positive = Field(default=600.0, description="deadline for Ray to find room for all workers")
     generate_timeout_s: Positive = Field(default=1800.0, description="deadline of one reply")
     update_timeout_s: Positive = Field(default=3600.0, description="deadline of one update of a policy")

@@ -53,7 +53,9 @@ def explain_unknown(key: str) -> str:
     if key in NOT_OFFERED:
         return f"{key} is an OpenRLHF option that is not offered here: {NOT_OFFERED[key].why}"
     if first in FLAT_KEYS:
-        return f"{key} is a flat key of the seed repository; write {FLAT_KEYS.get(last, FLAT_KEYS[first])}"
+        new = FLAT_KEYS.get(last, FLAT_KEYS[first])
+        instead = new.replace("no key:", "remove it:") if new.startswith("no key:") else f"write {new}"
+        return f"{key} is a flat key of the seed repository; {instead}"
     return f"unknown key {key}{_nearest(key)}"
 
 

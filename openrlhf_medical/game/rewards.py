@@ -77,14 +77,14 @@ def reward_table(scheme: str, overrides: Mapping[str, Mapping[str, float]] | Non
             roles that differ in a result component.
     """
     if scheme not in COEFFICIENTS:
-        raise UserError(f"game.rewards is {scheme!r}; allowed: {', '.join(COEFFICIENTS)}")
+        raise UserError(f"game.rewards.scheme is {scheme!r}; allowed: {', '.join(COEFFICIENTS)}")
     table = {role: dict(coefficients) for role, coefficients in COEFFICIENTS[scheme].items()}
     for role_name, changes in (overrides or {}).items():
         if role_name not in tuple(Role):
-            raise UserError(f"game.reward_overrides names the role {role_name!r}; allowed: {', '.join(Role)}")
+            raise UserError(f"game.rewards.coefficients names the role {role_name!r}; allowed: {', '.join(Role)}")
         coefficients = table[Role(role_name)]
         for component, value in changes.items():
-            key = f"game.reward_overrides.{role_name}.{component}"
+            key = f"game.rewards.coefficients.{role_name}.{component}"
             if component not in coefficients:
                 raise UserError(f"{key} is not a reward component; allowed: {', '.join(coefficients)}")
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -102,7 +102,7 @@ def _refuse_unequal(table: RewardTable) -> None:
         if attacker != assessor:
             raise UserError(
                 f"zero_sum needs the same {component} for both roles, but attacker has {attacker:g} and assessor "
-                f"{assessor:g}; override both alike, or set game.rewards to general_sum"
+                f"{assessor:g}; override both alike, or set game.rewards.scheme to general_sum"
             )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from openrlhf_medical import devices
 from openrlhf_medical.cluster import gather
@@ -38,7 +39,6 @@ from openrlhf.trainer.ray.launcher import RayActorGroup  # noqa: E402
 class Deadlines:
     """Seconds that each phase may take before the run stops and names who is stuck."""
 
-    start_s: float
     update_s: float
     sync_s: float
 
@@ -130,13 +130,14 @@ class Learner:
         engines: list[Any],
         pad_token_id: int,
         deadlines: Deadlines,
+        places: list[PlacementGroup],
     ):
         self.name, self.roles, self.engines = name, tuple(roles), engines
         self.version = -1
         self.stamp: WeightStamp | None = None
         self._args: SimpleNamespace = strategy.args
         self._policy, self._reference, self._deadlines = policy, reference, deadlines
-        self._pad_token_id = pad_token_id
+        self._pad_token_id, self._places = pad_token_id, places
         kl = self._args.algo.kl
         self._kl = AdaptiveKLController(kl.init_coef, kl.target, kl.horizon) if kl.target else FixedKLController(
             kl.init_coef
@@ -202,13 +203,9 @@ class Learner:
 
     def _sample_metrics(self, trajectories: list[Trajectory], experiences: list[Experience]) -> dict[str, float]:
         metrics: dict[str, float] = {}
-        difference = 0.0
-        for experience in experiences:
-            mask = experience.action_mask.bool()
-            if mask.any():
-                gap = (experience.action_log_probs - experience.rollout_log_probs)[mask].abs().max().item()
-                difference = max(difference, gap)
-        metrics["sync/logprob_max_diff"] = difference
+        gaps = torch.cat([(e.action_log_probs - e.rollout_log_probs)[e.action_mask.bool()].abs() for e in experiences])
+        metrics["sync/logprob_max_diff"] = gaps.max().item()
+        metrics["sync/logprob_mean_diff"] = gaps.mean().item()
         for role in self.roles:
             own = [e for t, e in zip(trajectories, experiences, strict=True) if t.role is role]
             tokens = sum(int(e.action_mask.sum()) for e in own)
@@ -237,6 +234,7 @@ class Learner:
 
     def sync(self) -> WeightStamp:
         """Send the weights as the next version; every engine must report the same bytes."""
+        self._each_engine("wake_up")
         self.version += 1
         references = {
             f"{self.name} policy rank {i}": actor.send_weights.remote(self.version)
@@ -244,6 +242,7 @@ class Learner:
         }
         stamps = [s for s in gather(references, self._deadlines.sync_s, "weight sync").values() if s is not None]
         self.stamp = stamps[0]
+        self._each_engine("sleep")
         return self.stamp
 
     def check_engines(self) -> None:
@@ -254,6 +253,23 @@ class Learner:
         if wrong:
             raise RuntimeError(f"engines without the current weights {self.stamp}: {wrong}")
 
+    def wake_engines(self) -> None:
+        """With ``vllm.enable_sleep``: DeepSpeed's states leave the GPU, the engines come back to it."""
+        if self._args.ds.enable_sleep:
+            self.each_rank("offload_states")
+        self._each_engine("wake_up")
+
+    def sleep_engines(self) -> None:
+        """The reverse, after the games."""
+        self._each_engine("sleep")
+        if self._args.ds.enable_sleep:
+            self.each_rank("reload_states")
+
+    def _each_engine(self, method: str) -> None:
+        if self._args.vllm.enable_sleep:
+            references = {f"{self.name} engine {i}": getattr(e, method).remote() for i, e in enumerate(self.engines)}
+            gather(references, self._deadlines.sync_s, method)
+
     def save(self, folder: Path) -> None:
         """A folder that transformers and vLLM open. Written beside its place, then renamed."""
         partial = folder.with_name(folder.name + ".partial")
@@ -263,6 +279,14 @@ class Learner:
         }
         gather(references, self._deadlines.update_s, "saving the policy")
         partial.rename(folder)
+
+    def stop(self) -> None:
+        """End every worker and engine of this policy and give their places back."""
+        workers = [*self._policy._actor_handlers, *(self._reference._actor_handlers if self._reference else [])]
+        for actor in [*workers, *self.engines]:
+            ray.kill(actor)
+        for place in self._places:
+            remove_placement_group(place)
 
     def each_rank(self, method: str, *args: Any) -> list[Any]:
         """Call a worker method on all ranks: for tests and audits."""

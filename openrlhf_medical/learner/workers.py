@@ -27,7 +27,9 @@ from openrlhf.utils.loss_utils import get_loss_batch_info  # noqa: E402
 RoleBatch = tuple[str, Experience]
 """A micro-batch of one role; the role is ``""`` for a masked one."""
 
-_TRAINING_METRICS = {"policy_loss": "policy_loss", "ppo_clip_ratio": "clip_fraction", "ppo_kl": "update_kl"}
+_TRAINING_METRICS = {"ppo_clip_ratio": "clip_fraction", "ppo_kl": "update_kl"}
+"""Upstream's name: ours. Its ``policy_loss`` is left out: a micro-batch's is a share of the whole step's
+loss, scaled by the number of ranks, and on-policy it only says that advantages have mean 0."""
 
 
 class SelfPlayStrategy(DeepspeedStrategy):
@@ -120,7 +122,6 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
             for parameter in parameters:
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.data.add_(noise * parameter.data.float().std().clamp(min=1e-3).to(parameter) * scale)
-
 
 
 class _ReferenceWorker(ReferenceModelActor.__ray_metadata__.modified_class):

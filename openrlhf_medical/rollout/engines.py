@@ -47,6 +47,7 @@ class EngineSpec:
     gpu_memory_utilization: float = 0.9
     enable_sleep: bool = False
     max_num_seqs: int | None = None
+    worker_extension: str = "openrlhf_medical.rollout.weights.WeightReceiver"
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of upstream's RolloutRayActor, most of which go on to vLLM's engine."""
@@ -62,7 +63,7 @@ class EngineSpec:
             "enable_sleep_mode": self.enable_sleep,
             "dtype": "bfloat16",
             "trust_remote_code": True,
-            "worker_extension_cls": "openrlhf_medical.rollout.weights.WeightReceiver",
+            "worker_extension_cls": self.worker_extension,
             # The log-probabilities of the distribution that was sampled from, temperature included.
             "logprobs_mode": "processed_logprobs",
             "max_logprobs": 1,
@@ -106,7 +107,8 @@ class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
         """Take over new weights, then drop every cached prefix: it was computed with the old ones."""
         self._stamp = None
         stamps = {
-            WeightStamp(*stamp) for stamp in await self.llm.collective_rpc("receive_weights", args=(pickle.dumps(plan),))
+            WeightStamp(*stamp)
+            for stamp in await self.llm.collective_rpc("receive_weights", args=(pickle.dumps(plan),))
         }
         if len(stamps) != 1:
             raise RuntimeError(f"tensor-parallel workers received different weights: {stamps}")
@@ -124,17 +126,16 @@ class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
 Engine = ray.remote(_Engine)
 
 
-def start_engines(
-    spec: EngineSpec, count: int, placement: PlacementGroup, first_bundle: int, gpus_per_engine: float
-) -> list[Any]:
-    """Start ``count`` engines on consecutive bundles of ``placement``. Returns at once; see ``ready``."""
+def start_engines(spec: EngineSpec, count: int, placement: PlacementGroup, gpus_per_engine: float) -> list[Any]:
+    """Start ``count`` engines on the bundles of ``placement``. Returns at once: an engine that answers
+    ``weight_stamp`` is up."""
     from openrlhf.trainer.ray.utils import get_bundle_indices
 
     engines = []
     for i in range(count):
-        bundle, bundles = first_bundle + i, None
+        bundle, bundles = i, None
         if spec.tensor_parallel_size > 1:
-            bundles = get_bundle_indices(placement, first_bundle + i, spec.tensor_parallel_size)
+            bundles = get_bundle_indices(placement, i, spec.tensor_parallel_size)
             bundle = bundles[0]
         arguments = {**spec.arguments(), "seed": spec.seed + i, "bundle_indices": bundles, "num_gpus": gpus_per_engine}
         engines.append(
@@ -167,11 +168,6 @@ class EnginePlayer:
         self._timeout_s = timeout_s
         self._running = [0] * len(engines)
 
-    def token_ids(self, prompt: Prompt) -> list[int]:
-        """(T_p,) the chat template's ids up to the reply, then the prefill's."""
-        text = self._tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-        return self._tokenizer(text + prompt.prefill, add_special_tokens=False)["input_ids"]
-
     def sampling_for(self, key: TurnKey, room: int) -> dict[str, Any]:
         """Arguments of vLLM's SamplingParams for one turn; ``room`` is how many tokens still fit."""
         sampling = self._sampling
@@ -186,14 +182,14 @@ class EnginePlayer:
         }
 
     async def reply(self, prompt: Prompt, key: TurnKey) -> Reply:
-        prompt_ids = self.token_ids(prompt)
-        room = self._max_model_len - len(prompt_ids)
+        ids = prompt_ids(self._tokenizer, prompt)
+        room = self._max_model_len - len(ids)
         if room < 1:
-            raise ValueError(f"the prompt of game {key.game_idx} has {len(prompt_ids)} tokens and data.max_len is "
+            raise ValueError(f"the prompt of game {key.game_idx} has {len(ids)} tokens and data.max_len is "
                              f"{self._max_model_len}: nothing can be answered")  # fmt: skip
         index = min(range(len(self._engines)), key=self._running.__getitem__)
         self._running[index] += 1
-        reference = self._engines[index].reply.remote(prompt_ids, self.sampling_for(key, room))
+        reference = self._engines[index].reply.remote(ids, self.sampling_for(key, room))
         try:
             return await asyncio.wait_for(reference, self._timeout_s)
         except TimeoutError as error:
@@ -203,6 +199,12 @@ class EnginePlayer:
             ) from error
         finally:
             self._running[index] -= 1
+
+
+def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """(T_p,) ids of the chat template's text up to the reply, and of the prefill that the reply starts with."""
+    text = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+    return tokenizer(text + prompt.prefill, add_special_tokens=False)["input_ids"]
 
 
 def turn_seed(run_seed: int, key: TurnKey) -> int:

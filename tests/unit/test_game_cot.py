@@ -20,7 +20,9 @@ from openrlhf_medical.game.cot import (
 from openrlhf_medical.game.players import Truth
 
 TAGS = ["<think>", "</think>", "<answer>", "</answer>", "<note>", "</note>"]
-pieces = st.sampled_from([*TAGS, "</THINK>", "< answer >", "<answer", "<", ">", "/", "think", "\n", " ", "Safe", "a", "b"])
+pieces = st.sampled_from(
+    [*TAGS, "</THINK>", "< answer >", "<answer", "<", ">", "/", "think", "\n", " ", "Safe", "a", "b"]
+)
 tagged_text = st.one_of(st.lists(pieces, max_size=12).map("".join), st.text())
 plain_text = st.text(alphabet=st.characters(exclude_characters="<", exclude_categories=["Cs"])).filter(str.strip)
 
@@ -135,7 +137,7 @@ def test_neither_verdict_nor_refusal(answer):
     [
         "I cannot assess this note.",
         "I can't determine whether it is safe or harmful.",
-        "I can’t really judge this.",
+        "I can\u2019t really judge this.",
         "Unable to judge",
         "I refuse.",
         "I must decline to judge.",

@@ -60,6 +60,8 @@ def test_the_attacker_is_told_which_sentence_is_wrong():
     by_sentence = content(attacker_prompt(SEED, GameRules(edit="sentence")))
     assert "number 2" in by_sentence and "2: He takes aspirin for it." in by_sentence
     assert "wrong sentence" not in content(attacker_prompt(replace(SEED, error_sentence=None), GameRules()))
+    copying = replace(SEED, category=Category.VANILLA_HARMFUL)
+    assert "wrong sentence" not in content(attacker_prompt(copying, GameRules(vanilla_turn="generate")))
 
 
 def test_never_is_the_attacker_told_the_reference():
@@ -115,11 +117,9 @@ def test_sentences_by_punctuation_and_by_the_data():
 
 
 @given(st.text(max_size=200), st.data())
-def test_splicing_a_sentence_for_itself_changes_nothing(note, data):
+def test_splicing_changes_one_sentence_and_no_other_character(note, data):
     spans = edits.sentence_spans(note)
-    assert "".join(note[a:b] for a, b in spans).split() == note.split() or spans == [] or "".join(
-        "".join(note[a:b] for a, b in spans).split()
-    ) == "".join(note.split())
+    assert "".join("".join(note[a:b] for a, b in spans).split()) == "".join(note.split())  # nothing is left out
     if spans:
         k = data.draw(st.integers(1, len(spans)))
         start, end = spans[k - 1]
@@ -127,14 +127,18 @@ def test_splicing_a_sentence_for_itself_changes_nothing(note, data):
         assert problem == "" and spliced == note[:start] + "new words" + note[end:]
 
 
-@pytest.mark.parametrize("answer", ["He takes none.", "0: x", "4: x", "2:", "2: ", "2: a\nb", "two: x", "2: a\n3: b", ""])
+@pytest.mark.parametrize(
+    "answer", ["He takes none.", "0: x", "4: x", "2:", "2: ", "2: a\nb", "two: x", "2: a\n3: b", ""]
+)
 def test_answers_that_cannot_be_spliced(answer):
     note, problem = edits.splice(NOTE, edits.sentence_spans(NOTE), answer)
     assert note is None and problem
 
 
 def test_a_tag_cannot_be_put_together_from_an_old_and_a_new_half():
-    seed = replace(SEED, seed_note="He has a cough. note> is a word here.", sentences=("He has a cough.", "note> is a word here."))
+    seed = replace(
+        SEED, seed_note="He has a cough. note> is a word here.", sentences=("He has a cough.", "note> is a word here.")
+    )
     check_seed(seed)
     spliced = Reply("t </think> <answer> 1: He has a cough </answer>")
     assert read_attack(seed, spliced, GameRules(edit="sentence"))[1] is not None
@@ -192,5 +196,5 @@ def test_unassessable_notes_are_blank_or_a_few_words():
     ],
 )
 def test_rules_refuse_what_is_not_allowed(bad):
-    with pytest.raises(UserError, match="allowed|zero_sum"):
+    with pytest.raises(UserError, match=r"allowed|zero_sum"):
         GameRules(**bad)

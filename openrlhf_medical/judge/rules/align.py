@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -13,6 +12,8 @@ Tokens = tuple[str, ...]
 
 # Least share of common tokens (Dice) for two sentences to be versions of one; and for the only two left.
 _SAME_SENTENCE, _LAST_TWO = 0.5, 0.2
+_MOST_COMPARED = 4_000_000  # token pairs, 2,000 words against 2,000
+_MOST_SENTENCE_PAIRS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +65,17 @@ def _strike_equal(left: Sequence, right: Sequence) -> tuple[list[int], list[int]
 
 
 def difference(reference: Tokens, note: Tokens) -> tuple[Hunk, ...]:
-    matcher = SequenceMatcher(None, reference, note, autojunk=False)
-    return tuple(
-        Hunk(reference[i:j], note[k:m]) for tag, i, j, k, m in matcher.get_opcodes() if tag != "equal"
-    )
+    """The contiguous differences of two passages. Very long ones count as different altogether."""
+    if len(reference) * len(note) > _MOST_COMPARED:
+        return (Hunk(reference, note),)
+    # From 200 tokens on difflib leaves words that come up all the time out of account: its time grows with
+    # the cube on a text that repeats itself, and such texts are what a weak player writes.
+    matcher = SequenceMatcher(None, reference, note)
+    return tuple(Hunk(reference[i:j], note[k:m]) for tag, i, j, k, m in matcher.get_opcodes() if tag != "equal")
 
 
-def _dice(left: Tokens, right: Tokens) -> float:
-    common = sum((Counter(left) & Counter(right)).values())
-    return 2 * common / (len(left) + len(right)) if left or right else 1.0
+def _dice(left: frozenset[str], right: frozenset[str]) -> float:
+    return 2 * len(left & right) / (len(left) + len(right))
 
 
 def compare(reference: str, note: str) -> Comparison:
@@ -92,6 +95,8 @@ def compare(reference: str, note: str) -> Comparison:
     if whole_left == whole_right:
         return Comparison((), (), ())
     cut_short = bool(right) and right[-1] == len(note_sentences) - 1 and note_sentences[-1][-1] not in ".!?"
+    if len(left) * len(right) > _MOST_SENTENCE_PAIRS:
+        return Comparison((Change(whole_left, whole_right, difference(whole_left, whole_right)),), (), (), cut_short)
     by_sentence = _by_sentence(left, right, left_tokens, right_tokens, matches, cut_short)
     if len(left) != len(right):  # sentences were split or joined: perhaps the whole text aligns better
         hunks = difference(whole_left, whole_right)
@@ -115,8 +120,10 @@ def _by_sentence(
     cut_short: bool,
 ) -> Comparison:
     """Pairs the remaining sentences, the most alike first; then one for one where the place is the same."""
+    left_words = {i: frozenset(left_tokens[i]) for i in left}
+    right_words = {j: frozenset(right_tokens[j]) for j in right}
     scores = sorted(
-        ((_dice(left_tokens[i], right_tokens[j]), i, j) for i in left for j in right),
+        ((_dice(left_words[i], right_words[j]), i, j) for i in left for j in right),
         key=lambda score: (-score[0], abs(score[1] - score[2])),
     )
     partner: dict[int, int] = {}
@@ -131,7 +138,7 @@ def _by_sentence(
     if len(lone_left) == len(lone_right) == 1:
         # One sentence put in the place of another, all else as it was. With more, nothing says which is which.
         i, j = lone_left[0], lone_right[0]
-        if _same_place(i, j, matches | partner) or _dice(left_tokens[i], right_tokens[j]) >= _LAST_TWO:
+        if _same_place(i, j, matches | partner) or _dice(left_words[i], right_words[j]) >= _LAST_TWO:
             partner[j] = i
             used.add(i)
     changes = tuple(

@@ -1,4 +1,4 @@
-"""Phrases that say the same thing, as data: abbreviations, brand names, routes, frequencies, synonyms.
+"""Phrases that say the same thing, as data: abbreviations, routes, frequencies, synonyms.
 
 Each line is ``what it is read as: one way, another way, ...``. Matching is on whole words, longest
 first, in lower case and the singular. A line must be right in every note: an abbreviation that is as
@@ -29,7 +29,8 @@ electromyography: emg
 chest x ray: cxr, chest xray, chest radiograph, chest radiography, x ray of the chest, radiograph of the chest, \
 chest x-ray, x-ray of chest, x ray of chest
 x ray: xray, x-ray, radiograph, radiography, plain film
-computed tomography: ct, cat scan, computed tomographic, ct scan, computed tomography scan, computerized tomography, ct-scan
+computed tomography: ct, cat scan, computed tomographic, ct scan, computed tomography scan, \
+computerized tomography, ct-scan
 magnetic resonance imaging: mri, magnetic resonance, mr imaging, mri scan
 ultrasound: ultrasonography, sonography, sonogram, ultrasonogram, u/s, ultrasound scan
 white blood cell: wbc, leukocyte, white cell
@@ -55,8 +56,8 @@ human chorionic gonadotropin: hcg
 prostate specific antigen: psa
 cerebrospinal fluid: csf
 hypertension: htn, high blood pressure, elevated blood pressure disorder
-type 2 diabetes: t2dm, dm2, type 2 diabetes mellitus, type ii diabetes, type ii diabetes mellitus, diabetes mellitus type 2, \
-type 2 dm, niddm
+type 2 diabetes: t2dm, dm2, type 2 diabetes mellitus, type ii diabetes, type ii diabetes mellitus, \
+diabetes mellitus type 2, type 2 dm, niddm
 type 1 diabetes: t1dm, dm1, type 1 diabetes mellitus, type i diabetes, type 1 dm, diabetes mellitus type 1
 diabetes: dm, diabetes mellitus
 coronary artery disease: cad
@@ -139,9 +140,9 @@ cardiovascular: cv
 
 EXPRESSIONS = """
 / min: beats per minute, beat per minute, bpm, breaths per minute, breath per minute
-of: of note, it is noted that, it was noted that, it should be noted that, it is worth noting that, it is important to note that, \
-it was observed that, it is known that, it is of note that, at this time, at the present time, in addition, in general, \
-as well as, in fact, needless to say, as expected
+of: of note, it is noted that, it was noted that, it should be noted that, it is worth noting that, \
+it is important to note that, it was observed that, it is known that, it is of note that, at this time, \
+at the present time, in addition, in general, as well as, in fact, needless to say, as expected
 oral: po, by mouth, orally, p.o., per os, per oral, via the oral route
 intravenous: iv, intravenously, i.v., through the vein
 intramuscular: im, intramuscularly, i.m.
@@ -252,216 +253,7 @@ high cholesterol: hypercholesterolemia
 over the counter: otc
 """
 
-BRANDS = """
-acetaminophen: tylenol, paracetamol, panadol, ofirmev
-ibuprofen: advil, motrin, nurofen
-naproxen: aleve, naprosyn
-aspirin: asa, bayer aspirin, ecotrin, acetylsalicylic acid
-atorvastatin: lipitor
-rosuvastatin: crestor
-simvastatin: zocor
-pravastatin: pravachol
-metformin: glucophage
-glipizide: glucotrol
-sitagliptin: januvia
-exenatide: byetta
-liraglutide: victoza
-semaglutide: ozempic
-empagliflozin: jardiance
-insulin glargine: lantus
-insulin lispro: humalog
-lisinopril: zestril, prinivil
-enalapril: vasotec
-ramipril: altace
-captopril: capoten
-losartan: cozaar
-valsartan: diovan
-amlodipine: norvasc
-nifedipine: procardia, adalat
-diltiazem: cardizem
-verapamil: calan
-metoprolol: lopressor, toprol
-atenolol: tenormin
-propranolol: inderal
-carvedilol: coreg
-labetalol: trandate
-hydrochlorothiazide: hctz, microzide
-furosemide: lasix
-spironolactone: aldactone
-eplerenone: inspra
-digoxin: lanoxin
-amiodarone: cordarone, pacerone
-warfarin: coumadin
-heparin: hep-lock
-enoxaparin: lovenox
-dalteparin: fragmin
-rivaroxaban: xarelto
-apixaban: eliquis
-dabigatran: pradaxa
-clopidogrel: plavix
-alteplase: activase
-omeprazole: prilosec
-esomeprazole: nexium
-pantoprazole: protonix
-lansoprazole: prevacid
-ranitidine: zantac
-famotidine: pepcid
-ondansetron: zofran
-metoclopramide: reglan
-loperamide: imodium
-sucralfate: carafate
-albuterol: ventolin, proventil, salbutamol
-fluticasone: flovent, flonase
-budesonide: pulmicort
-montelukast: singulair
-tiotropium: spiriva
-ipratropium: atrovent
-omalizumab: xolair
-prednisone: deltasone
-methylprednisolone: solu-medrol, medrol
-dexamethasone: decadron
-hydrocortisone: cortef, solu-cortef
-levothyroxine: synthroid, levoxyl
-methimazole: tapazole
-propylthiouracil: ptu
-sertraline: zoloft
-fluoxetine: prozac
-paroxetine: paxil
-citalopram: celexa
-escitalopram: lexapro
-venlafaxine: effexor
-duloxetine: cymbalta
-bupropion: wellbutrin, zyban
-buspirone: buspar
-trazodone: desyrel
-mirtazapine: remeron
-amitriptyline: elavil
-clomipramine: anafranil
-lithium: lithobid
-quetiapine: seroquel
-olanzapine: zyprexa
-risperidone: risperdal
-aripiprazole: abilify
-haloperidol: haldol
-clozapine: clozaril
-ziprasidone: geodon
-chlorpromazine: thorazine
-alprazolam: xanax
-lorazepam: ativan
-clonazepam: klonopin
-diazepam: valium
-midazolam: versed
-zolpidem: ambien
-zaleplon: sonata
-suvorexant: belsomra
-methylphenidate: ritalin, concerta
-amphetamine: adderall
-atomoxetine: strattera
-gabapentin: neurontin
-pregabalin: lyrica
-phenytoin: dilantin
-fosphenytoin: cerebyx
-carbamazepine: tegretol
-valproate: depakote, valproic acid, divalproex
-lamotrigine: lamictal
-levetiracetam: keppra
-topiramate: topamax
-carbidopa levodopa: sinemet, levodopa-carbidopa
-pramipexole: mirapex
-donepezil: aricept
-memantine: namenda
-riluzole: rilutek
-pyridostigmine: mestinon
-sumatriptan: imitrex
-morphine: ms contin
-oxycodone: oxycontin
-hydromorphone: dilaudid
-fentanyl: duragesic
-tramadol: ultram
-naloxone: narcan
-methadone: dolophine
-buprenorphine: subutex
-amoxicillin: amoxil
-amoxicillin clavulanic acid: augmentin, amoxicillin-clavulanate, amoxicillin/clavulanic acid, co-amoxiclav
-ampicillin sulbactam: unasyn
-piperacillin tazobactam: zosyn
-cephalexin: keflex
-ceftriaxone: rocephin
-cefepime: maxipime
-azithromycin: zithromax, z-pak
-clarithromycin: biaxin
-doxycycline: vibramycin
-ciprofloxacin: cipro
-levofloxacin: levaquin
-moxifloxacin: avelox
-metronidazole: flagyl
-vancomycin: vancocin
-clindamycin: cleocin
-nitrofurantoin: macrobid
-linezolid: zyvox
-rifaximin: xifaxan
-fluconazole: diflucan
-acyclovir: zovirax
-valacyclovir: valtrex
-oseltamivir: tamiflu
-sofosbuvir: sovaldi
-hydroxychloroquine: plaquenil
-methotrexate: trexall
-adalimumab: humira
-etanercept: enbrel
-infliximab: remicade
-rituximab: rituxan
-trastuzumab: herceptin
-allopurinol: zyloprim
-colchicine: colcrys
-febuxostat: uloric
-alendronate: fosamax
-tamsulosin: flomax
-terazosin: hytrin
-finasteride: proscar, propecia
-sildenafil: viagra
-tadalafil: cialis
-oxybutynin: ditropan
-diphenhydramine: benadryl
-cetirizine: zyrtec
-loratadine: claritin
-fexofenadine: allegra
-hydroxyzine: vistaril, atarax
-epinephrine: adrenaline, epipen
-norepinephrine: noradrenaline, levophed
-isotretinoin: accutane
-botulinum toxin: botox
-tranexamic acid: lysteda
-desmopressin: ddavp
-octreotide: sandostatin
-leuprolide: lupron
-tamoxifen: nolvadex
-imatinib: gleevec
-cyclosporine: neoral, ciclosporin
-tacrolimus: prograf
-mycophenolate: cellcept
-azathioprine: imuran
-phytonadione: vitamin k
-cyanocobalamin: vitamin b12
-thiamine: vitamin b1
-"""
-
 NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty"
-)
-
-DRUG_ENDINGS = (
-    "cillin mycin micin cycline floxacin azole conazole cyclovir vudine navir tidine prazole setron olol pril sartan "
-    "dipine statin gliptin gliflozin glutide formin zepam zolam pam barbital triptan tyline ipramine oxetine afil "
-    "sone solone onide mab nib platin rubicin abine trexate parin xaban gatran grel semide thiazide lactone zosin "
-    "steride caine curium phylline terol tropium lukast oxin profen coxib done codone morphone fentanil"
-).split()
-ORGANISM_WORDS = frozenset(
-    """neisseria streptococcus staphylococcus chlamydia mycoplasma bartonella salmonella vibrio pseudomonas
-    escherichia klebsiella listeria haemophilus legionella clostridium clostridioides trichomonas gardnerella candida
-    aspergillus cryptococcus toxoplasma plasmodium borrelia treponema rickettsia ehrlichia anaplasma mycobacterium
-    adenovirus rotavirus norovirus parvovirus cytomegalovirus rubella measles mumps herpes virus picornavirus
-    paramyxovirus rhinovirus influenza parainfluenza aureus epidermidis pneumoniae gonorrhoeae coli
-    trachomatis henselae difficile aeruginosa pallidum burgdorferi agalactiae pyogenes""".split()
 )

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from openrlhf_medical.judge.rules import tables, words
+from openrlhf_medical.judge.rules import drugs, tables, words
 from openrlhf_medical.judge.rules.units import plain_number, with_amounts
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -24,12 +24,15 @@ _NEGATIVE_NUMBER = re.compile(r"(?<=[\s(])-(?=\d)")
 _NOT = re.compile(r"n't\b")
 _POSSESSIVE = re.compile(r"'s?\b|'(?=\s|$)")
 _PLAIN = str.maketrans(
-    {"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": "-", "−": "-", "‐": "-", "‑": "-", "µ": "μ"}
+    {
+        **dict.fromkeys("\u2018\u2019`", "'"),
+        **dict.fromkeys("\u201c\u201d", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
+        "\u00b5": "\u03bc",  # the micro sign is the Greek letter mu
+    }
 )
 _SYMBOLS = {"%": "percent", "<": "below", ">": "above", "+": "plus", "&": "and", "per": "/"}
-_ORDINALS = dict(
-    zip("1st 2nd 3rd 4th 5th 6th".split(), "first second third fourth fifth sixth".split(), strict=True)
-)
+_ORDINALS = {"1st": "first", "2nd": "second", "3rd": "third", "4th": "fourth", "5th": "fifth", "6th": "sixth"}
 _NUMBERS = {word: str(value) for value, word in enumerate(tables.NUMBER_WORDS.split())}
 _SPELLING = (
     ("aemia", "emia"), ("haem", "hem"), ("oedema", "edema"), ("oesoph", "esoph"), ("rrhoea", "rrhea"),
@@ -48,7 +51,9 @@ def _verb_forms() -> dict[str, str]:
         forms |= {f"{verb}{verb[-1]}ed": verb, f"{verb}{verb[-1]}ing": verb}
         if verb.endswith("y"):
             forms |= {f"{verb[:-1]}ies": verb, f"{verb[:-1]}ied": verb}
-    forms.update(pair.split(":") for pair in words.IRREGULAR.split())  # type: ignore[arg-type]
+    for pair in words.IRREGULAR.split():
+        form, _, verb = pair.partition(":")
+        forms[form] = verb
     return forms
 
 
@@ -78,7 +83,7 @@ def _word(raw: str) -> tuple[str, ...]:
         return (raw,)
     if raw in _VERB_FORMS:
         raw = _VERB_FORMS[raw]
-    if raw in _NEGATION_WORDS or raw == "non":
+    if raw in words.NEGATIONS or raw == "non":
         return (words.NEGATION,)
     if raw.startswith("non") and len(raw) > 6:
         return (words.NEGATION, *_word(raw[3:]))
@@ -86,9 +91,6 @@ def _word(raw: str) -> tuple[str, ...]:
         if british in raw:
             raw = raw.replace(british, american)
     return ({"ii": "2", "iii": "3"}.get(raw) or _singular(raw),)
-
-
-_NEGATION_WORDS = frozenset(words.NEGATIONS.split())
 
 
 def _misread(character: str) -> str:
@@ -103,8 +105,11 @@ def _misread(character: str) -> str:
 
 
 # MEDEC holds such text (facts/medec.md). Lower case on both sides: a note may have been put in capitals.
-_MOJIBAKE = {_misread(chr(c)): chr(c).lower() for c in (*range(0xA0, 0x100), *range(0x370, 0x400), *range(0x2010, 0x2270))}
-_MOJIBAKE |= {_misread(c): c for c in "˚ʹʼ"}
+_MOJIBAKE = {
+    _misread(chr(c)): chr(c).lower() for c in (*range(0xA0, 0x100), *range(0x370, 0x400), *range(0x2010, 0x2270))
+}
+_MOJIBAKE[_misread("\u02da")] = " "  # the ring that MEDEC writes for degrees
+_MOJIBAKE["\u00e2\u20ac"] = '"'  # a closing quote whose last byte, undefined in that code page, got lost
 _MISREAD = re.compile("|".join(map(re.escape, sorted(_MOJIBAKE, key=len, reverse=True))))
 
 
@@ -141,7 +146,7 @@ _Phrases = dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]]
 def _phrase_table() -> _Phrases:
     """First word -> (phrase, what it is read as), longest first; replacements are themselves read."""
     pairs: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for block in (tables.ABBREVIATIONS, tables.EXPRESSIONS, tables.BRANDS):
+    for block in (tables.ABBREVIATIONS, tables.EXPRESSIONS, drugs.BRANDS):
         for line in block.strip().splitlines():
             meaning, _, ways = line.partition(":")
             target = (meaning,) if "-" in meaning else tuple(raw_tokens(meaning))
@@ -205,9 +210,6 @@ def _number_ranges(tokens: list[str]) -> list[str]:
         token
         for i, token in enumerate(tokens)
         if not (
-            token in ("over", "to", "/")
-            and 0 < i < last
-            and tokens[i - 1][0].isdigit()
-            and tokens[i + 1][0].isdigit()
+            token in ("over", "to", "/") and 0 < i < last and tokens[i - 1][0].isdigit() and tokens[i + 1][0].isdigit()
         )
     ]

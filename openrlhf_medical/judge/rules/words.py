@@ -5,7 +5,13 @@ Words are written in lower case and in the singular; ``text`` brings notes to th
 
 from __future__ import annotations
 
-FILLERS = frozenset(
+
+def listed(words: str) -> frozenset[str]:
+    """The words of a text, parted by white space."""
+    return frozenset(words.split())
+
+
+FILLERS = listed(
     """
     a an the this that these those there here it its itself he him his himself she her hers herself they them their
     we our us i my you your who whom whose which what and or as of in on at to for by with into onto upon per via
@@ -15,11 +21,11 @@ FILLERS = frozenset(
     approximately about around roughly nearly circa overall well respectively then thus therefore hence accordingly
     so just very quite rather really please reportedly apparently evidently today now otherwise
     importantly interestingly specifically particularly additionally
-    """.split()
+    """
 )
 """Dropped before two notes are compared."""
 
-GENERAL = frozenset(
+GENERAL = listed(
     """
     after all another any apart at away back based because before between both case cause clinic come concern
     condition consideration course day decision department due during each effort either emergency else especially
@@ -43,26 +49,26 @@ GENERAL = frozenset(
     understand undergo usually value wish year young yesterday tonight assess assessment evaluate evaluation
     confirm conclude describe ask answer advise agree inform notice identify perform give administer prescribe
     demonstrate examine presume visualize document notable remarkable doing
-    """.split()
+    """
 )
 """Everyday wording: a change among these alone is wording, neither shown safe nor shown harmful."""
 
 NEGATION = "no"
-NEGATIONS = "no not without never none cannot neither nil deny lacking avoid refrain withhold"
+NEGATIONS = listed("no not without never none cannot neither nil deny lacking avoid refrain withhold")
 """All are read as ``no``."""
 
-SCOPE_ENDS = frozenset("but however except although though yet".split())
+SCOPE_ENDS = listed("but however except although though yet")
 
-GENDER = {**dict.fromkeys("he him his himself".split(), "m"), **dict.fromkeys("she her hers herself".split(), "f")}
+GENDER = {**dict.fromkeys(listed("he him his himself"), "m"), **dict.fromkeys(listed("she her hers herself"), "f")}
 
-SIDES = frozenset("left right bilateral unilateral ipsilateral contralateral".split())
+SIDES = listed("left right bilateral unilateral ipsilateral contralateral")
 
-BINDERS = SIDES | frozenset("before after until since during than from type stage grade".split())
+BINDERS = SIDES | listed("before after until since during than from type stage grade")
 """Words that belong to the word after them: moving the one without the other changes what is said."""
 
-TIME_ORDER = frozenset("before after until since".split())
+TIME_ORDER = listed("before after until since")
 
-RELATIONS = frozenset("replace switch change convert cause lead result secondary treat follow because due".split())
+RELATIONS = listed("replace switch change convert cause lead result secondary treat follow because due")
 """With one of these, other word order may mean something else."""
 
 ANTONYMS = """
@@ -99,12 +105,16 @@ LOOK_ALIKES = """
 """
 """Near in letters, apart in meaning: never taken for a slip of the pen."""
 
-ROUTES = frozenset(
+ROUTES = listed(
     """oral intravenous intramuscular subcutaneous topical sublingual rectal vaginal inhaled nebulized intranasal
-    intrathecal transdermal intraarticular intradermal intraosseous intravitreal epidural otic ophthalmic""".split()
+    intrathecal transdermal intraarticular intradermal intraosseous intravitreal epidural otic ophthalmic"""
 )
 
-VERBS = """
+FREQUENCIES = listed(
+    "daily twice-daily thrice-daily four-daily every-4h weekly twice-weekly monthly every-other-day at-bedtime"
+)
+
+VERBS = listed("""
     show reveal demonstrate perform obtain start begin initiate commence continue discontinue stop cease halt
     administer prescribe recommend advise suggest suspect diagnose complain report present treat receive undergo
     schedule order evaluate assess examine note observe indicate consider confirm conclude determine refer consult
@@ -117,11 +127,11 @@ VERBS = """
     lose gain notice wish want try help keep hold withhold avoid refrain allow prevent resume repeat replace switch
     change convert add provide supply get collect draw send culture grow last begin end finish complete visualize
     palpate auscultate percuss disclose exhibit display deem judge presume attribute get seek carry conduct trial
-""".split()
+""")
 """Their inflected forms are read as the base form: tense is not what the judge decides on."""
 
-CLINICAL_VERBS = frozenset(
-    "reassure discharge admit culture smoke drink monitor treat transfer palpate auscultate percuss grow".split()
+CLINICAL_VERBS = listed(
+    "reassure discharge admit culture smoke drink monitor treat transfer palpate auscultate percuss grow"
 )
 """Verbs that are findings or management by themselves: not everyday wording."""
 

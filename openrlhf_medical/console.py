@@ -1,0 +1,140 @@
+"""What a run shows: one bar with the time left and three numbers, warnings once, a table at the end.
+
+Library noise goes to the run's log file.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+from tqdm import tqdm
+
+from openrlhf_medical.game.players import Role
+from openrlhf_medical.game.records import Game
+
+BAR_NUMBERS = {
+    "assessor/balanced_accuracy": "bal.acc",
+    "attacker/success_rate": "attack",
+    "format/assessor/violation_rate": "bad form",
+}
+"""The three numbers that matter, and their short names in the bar."""
+
+SUMMARY_ROWS = {
+    "assessor/accuracy": "assessor: accuracy",
+    "assessor/balanced_accuracy": "assessor: balanced accuracy",
+    "assessor/false_positive_rate": "assessor: false-positive rate",
+    "format/assessor/violation_rate": "assessor: format violations",
+    "format/attacker/violation_rate": "attacker: format violations",
+    "attacker/success_rate": "attacker: success (faithful, and the assessor wrong)",
+}
+
+_NOISY = ("openrlhf", "DeepSpeed", "deepspeed", "ray", "vllm", "transformers", "torch", "asyncio", "httpx")
+
+
+class Console:
+    """The user's view of a run of ``steps`` steps. A context manager: the bar and the log live inside it."""
+
+    def __init__(self, steps: int, log_file: Path) -> None:
+        self._steps, self._log_file = steps, log_file
+        self._bar: tqdm | None = None
+        self._doing, self._games, self._games_done = "", 0, 0
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Console:
+        handler = logging.FileHandler(self._log_file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(handler)
+        names = [name for name in logging.Logger.manager.loggerDict if name.split(".")[0] in _NOISY]
+        for logger in map(logging.getLogger, {*names, *_NOISY}):
+            logger.handlers = [handler]
+            logger.propagate = False
+        logging.captureWarnings(True)
+        warnings.simplefilter("once")
+        self._bar = tqdm(total=self._steps, unit="step", dynamic_ncols=True, file=sys.stderr)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def phase(self, doing: str) -> None:
+        """What the run is doing now."""
+        with self._lock:
+            self._doing = doing
+            if self._bar is not None:
+                self._bar.set_description_str(doing)
+
+    def playing(self, doing: str, games: int) -> None:
+        self._games, self._games_done = games, 0
+        self.phase(f"{doing} 0/{games}")
+        self._doing = doing
+
+    def game_done(self, game: Game) -> None:
+        self._games_done += 1
+        if self._bar is not None:
+            self._bar.set_description_str(f"{self._doing} {self._games_done}/{self._games}")
+
+    def step_done(self, metrics: Mapping[str, float]) -> None:
+        if self._bar is not None:
+            numbers = {short: f"{metrics[name]:.2f}" for name, short in BAR_NUMBERS.items() if name in metrics}
+            self._bar.set_postfix(numbers)
+            self._bar.update()
+
+    def warn(self, message: str) -> None:
+        """Tell once; a repeated warning would bury the next one."""
+        with self._lock:
+            if message not in self._told:
+                self._told.add(message)
+                tqdm.write(f"warning: {message}", file=sys.stderr)
+
+    def summary(self, before: Mapping[str, float] | None, after: Mapping[str, float] | None, folder: Path) -> None:
+        """The closing table: the same held-out seeds before and after, and what always saying Harmful gives."""
+        if self._bar is not None:
+            self._bar.close()
+        if before is not None and after is not None:
+            table = Table(title="Held-out games", title_justify="left")
+            for column in ("", "before", "after", "always Harmful"):
+                table.add_column(column, justify="left" if not column else "right")
+            constant = always_harmful(after)
+            for name, title in SUMMARY_ROWS.items():
+                table.add_row(title, *(_number(values.get(name)) for values in (before, after, constant)))
+            RichConsole().print(table)
+            games = after["assessor/judged"]
+            print(f"{games:.0f} judged games: a difference below about {1.96 * (0.5 / games) ** 0.5:.2f} is noise.")
+        print(f"The run is in {folder}")
+
+    def play_summary(self, metrics: Mapping[str, float], output: Path) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        table = Table(title="Games", title_justify="left")
+        table.add_column("")
+        table.add_column("value", justify="right")
+        rewards = {f"reward/{role}/mean": f"{role}: mean reward" for role in Role}
+        for name, title in {**SUMMARY_ROWS, **rewards}.items():
+            table.add_row(title, _number(metrics.get(name)))
+        RichConsole().print(table)
+        print(f"The games are in {output}")
+
+
+def always_harmful(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What an assessor that always says Harmful would have got on the same notes."""
+    constant = {"assessor/balanced_accuracy": 0.5, "assessor/false_positive_rate": 1.0,
+                "format/assessor/violation_rate": 0.0}  # fmt: skip
+    if "assessor/harmful_share" in metrics:
+        constant["assessor/accuracy"] = metrics["assessor/harmful_share"]
+    return constant
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,176 @@
+"""The embedded corpus: synthetic clinical notes in MEDEC's shape, for those who have no MEDEC at hand.
+
+Synthetic, not for care. Every vignette (a condition and a patient) gives an error note and a clean
+twin in other words, as in MEDEC. An error puts the value of another condition of the same family into
+one sentence, and all conditions of a family take turns, so that every value is wrong about as often as
+the others: only the rest of the note tells that it is wrong, not the words themselves.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from openrlhf_medical.data.conditions import PHRASINGS, SLOTS, Condition, load_conditions, wrong_values
+
+SPLITS = ("train", "unseen_renderings", "unseen_conditions")
+
+VIGNETTES_PER_CONDITION = {"train": 20, "unseen_renderings": 4, "unseen_conditions": 20}
+
+COLUMNS = (
+    *("Text ID", "Text", "Sentences", "Error Flag", "Error Type"),
+    *("Error Sentence ID", "Error Sentence", "Corrected Sentence", "Corrected Text"),
+)
+
+TEMPLATES = {
+    "presentation": ("{A} comes to the clinic with {x}.", "{A} presents with {x}.", "{A} reports {x}."),
+    "findings": ("Examination and tests show {x}.", "The work-up shows {x}.", "There is evidence of {x}."),
+    "organism": ("{evidence} {x}.",),
+    "diagnosis": ("The diagnosis is {x}.", "The findings point to {x}.", "This is a case of {x}."),
+    "drug": ("{He} is started on {x}.", "{He} receives {x}.", "Drug treatment is {x}."),
+    "measure": ("Further treatment consists of {x}.", "Treatment includes {x}.", "The team also orders {x}."),
+    "next_step": ("The plan is {x}.", "The next step is {x}.", "The plan calls for {x}."),
+    "filler": (
+        "{He} has no known drug allergies.",
+        "The family history is unremarkable.",
+        "{He} came with a relative.",
+    ),
+}
+HELD_OUT_TEMPLATES = {
+    "presentation": ("{A} is seen because of {x}.", "The patient is {a} with {x}."),
+    "findings": ("Evaluation reveals {x}.", "Notable are {x}."),
+    "organism": ("{evidence} {x}.",),
+    "diagnosis": ("The team diagnoses {x}.", "The conclusion is {x}."),
+    "drug": ("The prescription is {x}.", "{He} is given {x}."),
+    "measure": ("Alongside, the team arranges {x}.", "Management includes {x}."),
+    "next_step": ("To follow: {x}.", "What comes next is {x}."),
+    "filler": ("No drug allergies are known.", "{His} relatives are healthy."),
+}
+"""For ``unseen_renderings``: none of them occurs in ``train``."""
+
+OPTIONAL = ("drug", "measure", "next_step")
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticRow:
+    """One text with MEDEC's annotations, its vignette (shared by twins), its condition and its split."""
+
+    text_id: str
+    text: str
+    sentences: tuple[str, ...]
+    error_flag: int
+    error_type: str | None
+    error_sentence_id: int
+    error_sentence: str | None
+    corrected_sentence: str | None
+    corrected_text: str | None
+    vignette_id: str
+    condition: str
+    split: str
+
+
+def generate(split: str, *, seed: int = 0, num_vignettes: int | None = None) -> list[SyntheticRow]:
+    """Error notes and clean twins of a split, two rows a vignette; all texts differ. The same for the same seed.
+
+    Which conditions and phrasings are held out does not depend on the seed. ``num_vignettes`` None gives
+    the split's full size (1,600 notes for ``train``).
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
+    conditions = [c for c in load_conditions() if c.held_out == (split == "unseen_conditions")]
+    total = VIGNETTES_PER_CONDITION[split] * len(conditions) if num_vignettes is None else num_vignettes
+    rng = random.Random(f"{seed}/{split}")
+    rows: list[SyntheticRow] = []
+    seen: set[str] = set()
+    for k in range(total):
+        turn, position = divmod(k, len(conditions))
+        for _ in range(100):
+            # Conditions start their round of mistakes at different places, or the first few vignettes of
+            # each would all make the same kind of error.
+            pair = _vignette(conditions[position], turn + position, k, split, rng)
+            if len({row.text for row in pair} - seen) == len(pair):
+                break
+        else:
+            raise ValueError(f"{num_vignettes} vignettes are more than {split} has different texts for")
+        seen |= {row.text for row in pair}
+        rows += pair
+    return rows
+
+
+def _vignette(condition: Condition, turn: int, number: int, split: str, rng: random.Random) -> list[SyntheticRow]:
+    """The error note and its clean twin. ``turn`` walks through every kind of error and every wrong value."""
+    mistakes = [(slot, wrong) for slot in SLOTS for wrong in wrong_values(condition, slot)]
+    slot, wrong = _mistake(mistakes, turn)
+    patient = _patient(condition, rng)
+    # The twin says the same things in other words: what is mentioned must not tell which of them it is.
+    mentioned = {slot, *(s for s in OPTIONAL if rng.random() < 0.7)}
+    fresh = split == "unseen_renderings"
+    phrasing = PHRASINGS - 1 if fresh else rng.randrange(PHRASINGS - 1)
+    other = phrasing if fresh else 1 - phrasing
+    flawed = _sentences(condition, patient, mentioned, phrasing, fresh, rng)
+    twin = _sentences(condition, patient, mentioned, other, fresh, rng)
+    right = [text for _, text in flawed]
+    where = next(i for i, (kind, _) in enumerate(flawed) if kind == slot)
+    bad = right[where].replace(condition.values[slot], wrong)
+    texts = [*right[:where], bad, *right[where + 1 :]]
+    name = f"syn-{split.replace('_', '-')}-{number:04d}"
+    shared = {"vignette_id": name, "condition": condition.name, "split": split}
+    return [
+        SyntheticRow(f"{name}-e", " ".join(texts), tuple(texts), 1, SLOTS[slot], where, bad, right[where],
+                     " ".join(right), **shared),
+        SyntheticRow(f"{name}-c", " ".join(t for _, t in twin), tuple(t for _, t in twin), 0, None, -1, None, None,
+                     None, **shared),
+    ]  # fmt: skip
+
+
+def _mistake(mistakes: list[tuple[str, str]], turn: int) -> tuple[str, str]:
+    """Kinds of error in turn, and within a kind its wrong values in turn."""
+    slots = sorted({slot for slot, _ in mistakes}, key=list(SLOTS).index)
+    round_, position = divmod(turn, len(slots))
+    values = [wrong for slot, wrong in mistakes if slot == slots[position]]
+    return slots[position], values[round_ % len(values)]
+
+
+def _patient(condition: Condition, rng: random.Random) -> dict[str, str]:
+    age = rng.randint(*condition.age)
+    male = condition.sex == "male" or (condition.sex == "any" and rng.random() < 0.5)
+    noun = ("boy" if male else "girl") if age < 18 else ("man" if male else "woman")
+    article = "an" if age in (8, 11, 18) or 80 <= age <= 89 else "a"
+    person = f"{article} {age}-year-old {noun}"
+    pronouns = {"He": "He", "His": "His"} if male else {"He": "She", "His": "Her"}
+    return {"a": person, "A": person[0].upper() + person[1:], **pronouns}
+
+
+def _sentences(
+    condition: Condition, patient: dict[str, str], mentioned: set[str], phrasing: int, fresh: bool, rng: random.Random
+) -> list[tuple[str, str]]:
+    """(kind, sentence) in the order of a note."""
+    values = {"presentation": condition.presentation[phrasing], "findings": condition.findings[phrasing], "filler": "",
+              **condition.values}  # fmt: skip
+    kinds = ["presentation", "findings", "organism", "diagnosis", *(s for s in OPTIONAL if s in mentioned)]
+    kinds = [kind for kind in kinds if kind in values]
+    if rng.random() < 0.5:
+        kinds.insert(1, "filler")
+    templates = HELD_OUT_TEMPLATES if fresh else TEMPLATES
+    return [
+        (kind, rng.choice(templates[kind]).format(x=values[kind], evidence=condition.evidence, **patient))
+        for kind in kinds
+    ]
+
+
+def write_csv(rows: Iterable[SyntheticRow], path: Path) -> None:
+    """MEDEC's nine columns by its conventions: UTF-8, ``k text`` lines, literal NA and -1 for clean notes."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for row in rows:
+            numbered = "\n".join(f"{k} {sentence}" for k, sentence in enumerate(row.sentences))
+            known = (
+                *(row.error_type, row.error_sentence_id, row.error_sentence),
+                *(row.corrected_sentence, row.corrected_text),
+            )
+            known_or_na = ("NA" if value is None else value for value in known)
+            writer.writerow([row.text_id, row.text, numbered, row.error_flag, *known_or_na])

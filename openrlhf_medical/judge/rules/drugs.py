@@ -1,0 +1,223 @@
+"""Drugs and organisms, as data: brand names, how generic names end, names of organisms.
+
+``BRANDS`` has the form of ``tables``: ``generic: brand, another name, ...``.
+"""
+
+from __future__ import annotations
+
+from openrlhf_medical.judge.rules.words import listed
+
+BRANDS = """
+acetaminophen: tylenol, paracetamol, panadol, ofirmev
+ibuprofen: advil, motrin, nurofen
+naproxen: aleve, naprosyn
+aspirin: asa, bayer aspirin, ecotrin, acetylsalicylic acid
+atorvastatin: lipitor
+rosuvastatin: crestor
+simvastatin: zocor
+pravastatin: pravachol
+metformin: glucophage
+glipizide: glucotrol
+sitagliptin: januvia
+exenatide: byetta
+liraglutide: victoza
+semaglutide: ozempic
+empagliflozin: jardiance
+insulin glargine: lantus
+insulin lispro: humalog
+lisinopril: zestril, prinivil
+enalapril: vasotec
+ramipril: altace
+captopril: capoten
+losartan: cozaar
+valsartan: diovan
+amlodipine: norvasc
+nifedipine: procardia, adalat
+diltiazem: cardizem
+verapamil: calan
+metoprolol: lopressor, toprol
+atenolol: tenormin
+propranolol: inderal
+carvedilol: coreg
+labetalol: trandate
+hydrochlorothiazide: hctz, microzide
+furosemide: lasix
+spironolactone: aldactone
+eplerenone: inspra
+digoxin: lanoxin
+amiodarone: cordarone, pacerone
+warfarin: coumadin
+heparin: hep-lock
+enoxaparin: lovenox
+dalteparin: fragmin
+rivaroxaban: xarelto
+apixaban: eliquis
+dabigatran: pradaxa
+clopidogrel: plavix
+alteplase: activase
+omeprazole: prilosec
+esomeprazole: nexium
+pantoprazole: protonix
+lansoprazole: prevacid
+ranitidine: zantac
+famotidine: pepcid
+ondansetron: zofran
+metoclopramide: reglan
+loperamide: imodium
+sucralfate: carafate
+albuterol: ventolin, proventil, salbutamol
+fluticasone: flovent, flonase
+budesonide: pulmicort
+montelukast: singulair
+tiotropium: spiriva
+ipratropium: atrovent
+omalizumab: xolair
+prednisone: deltasone
+methylprednisolone: solu-medrol, medrol
+dexamethasone: decadron
+hydrocortisone: cortef, solu-cortef
+levothyroxine: synthroid, levoxyl
+methimazole: tapazole
+propylthiouracil: ptu
+sertraline: zoloft
+fluoxetine: prozac
+paroxetine: paxil
+citalopram: celexa
+escitalopram: lexapro
+venlafaxine: effexor
+duloxetine: cymbalta
+bupropion: wellbutrin, zyban
+buspirone: buspar
+trazodone: desyrel
+mirtazapine: remeron
+amitriptyline: elavil
+clomipramine: anafranil
+lithium: lithobid
+quetiapine: seroquel
+olanzapine: zyprexa
+risperidone: risperdal
+aripiprazole: abilify
+haloperidol: haldol
+clozapine: clozaril
+ziprasidone: geodon
+chlorpromazine: thorazine
+alprazolam: xanax
+lorazepam: ativan
+clonazepam: klonopin
+diazepam: valium
+midazolam: versed
+zolpidem: ambien
+zaleplon: sonata
+suvorexant: belsomra
+methylphenidate: ritalin, concerta
+amphetamine: adderall
+atomoxetine: strattera
+gabapentin: neurontin
+pregabalin: lyrica
+phenytoin: dilantin
+fosphenytoin: cerebyx
+carbamazepine: tegretol
+valproate: depakote, valproic acid, divalproex
+lamotrigine: lamictal
+levetiracetam: keppra
+topiramate: topamax
+carbidopa levodopa: sinemet, levodopa-carbidopa
+pramipexole: mirapex
+donepezil: aricept
+memantine: namenda
+riluzole: rilutek
+pyridostigmine: mestinon
+sumatriptan: imitrex
+morphine: ms contin
+oxycodone: oxycontin
+hydromorphone: dilaudid
+fentanyl: duragesic
+tramadol: ultram
+naloxone: narcan
+methadone: dolophine
+buprenorphine: subutex
+amoxicillin: amoxil
+amoxicillin clavulanic acid: augmentin, amoxicillin-clavulanate, amoxicillin/clavulanic acid, co-amoxiclav
+ampicillin sulbactam: unasyn
+piperacillin tazobactam: zosyn
+cephalexin: keflex
+ceftriaxone: rocephin
+cefepime: maxipime
+azithromycin: zithromax, z-pak
+clarithromycin: biaxin
+doxycycline: vibramycin
+ciprofloxacin: cipro
+levofloxacin: levaquin
+moxifloxacin: avelox
+metronidazole: flagyl
+vancomycin: vancocin
+clindamycin: cleocin
+nitrofurantoin: macrobid
+linezolid: zyvox
+rifaximin: xifaxan
+fluconazole: diflucan
+acyclovir: zovirax
+valacyclovir: valtrex
+oseltamivir: tamiflu
+sofosbuvir: sovaldi
+hydroxychloroquine: plaquenil
+methotrexate: trexall
+adalimumab: humira
+etanercept: enbrel
+infliximab: remicade
+rituximab: rituxan
+trastuzumab: herceptin
+allopurinol: zyloprim
+colchicine: colcrys
+febuxostat: uloric
+alendronate: fosamax
+tamsulosin: flomax
+terazosin: hytrin
+finasteride: proscar, propecia
+sildenafil: viagra
+tadalafil: cialis
+oxybutynin: ditropan
+diphenhydramine: benadryl
+cetirizine: zyrtec
+loratadine: claritin
+fexofenadine: allegra
+hydroxyzine: vistaril, atarax
+epinephrine: adrenaline, epipen
+norepinephrine: noradrenaline, levophed
+isotretinoin: accutane
+botulinum toxin: botox
+tranexamic acid: lysteda
+desmopressin: ddavp
+octreotide: sandostatin
+leuprolide: lupron
+tamoxifen: nolvadex
+imatinib: gleevec
+cyclosporine: neoral, ciclosporin
+tacrolimus: prograf
+mycophenolate: cellcept
+azathioprine: imuran
+phytonadione: vitamin k
+cyanocobalamin: vitamin b12
+thiamine: vitamin b1
+"""
+
+DRUG_ENDINGS = tuple(
+    listed(
+        """
+        cillin mycin micin cycline floxacin azole cyclovir vudine navir tidine prazole setron olol pril sartan dipine
+        statin gliptin gliflozin glutide formin zepam zolam barbital triptan tyline ipramine oxetine afil sone solone
+        onide mab nib platin rubicin abine trexate parin xaban gatran grel semide thiazide lactone zosin steride caine
+        curium phylline terol tropium lukast oxin profen coxib done codone morphone fentanil
+        """
+    )
+)
+ORGANISMS = listed(
+    """
+    neisseria streptococcus staphylococcus chlamydia mycoplasma bartonella salmonella vibrio pseudomonas
+    escherichia klebsiella listeria haemophilus legionella clostridium clostridioides trichomonas gardnerella candida
+    aspergillus cryptococcus toxoplasma plasmodium borrelia treponema rickettsia ehrlichia anaplasma mycobacterium
+    adenovirus rotavirus norovirus parvovirus cytomegalovirus rubella measles mumps herpes virus picornavirus
+    paramyxovirus rhinovirus influenza parainfluenza aureus epidermidis pneumoniae gonorrhoeae coli
+    trachomatis henselae difficile aeruginosa pallidum burgdorferi agalactiae pyogenes
+    """
+)

@@ -1,0 +1,260 @@
+"""The command line: what reaches the program behind it, exit codes, and that help is quick."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import openrlhf_medical
+from openrlhf_medical.cli import app
+from openrlhf_medical.config import load_config
+from openrlhf_medical.data.seed_files import seeds_to_jsonl
+from openrlhf_medical.errors import UserError
+from openrlhf_medical.game.seeds import Category, Seed
+
+COMMANDS = ("prepare-data", "serve-judge", "play", "train", "doctor")
+
+
+def run(*words: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, Path]:
+    """A folder that passes for a model, one seed, and a configuration that names both."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (model / name).write_text("{}")
+    text = "The patient has a fever. He is given paracetamol."
+    seed = Seed("train:0", Category.VANILLA_BENIGN, "n", "v", "clean", text, text, sentences=(text,))
+    data = tmp_path / "train.jsonl"
+    data.write_bytes(seeds_to_jsonl([seed]))
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"run: {{name: r, eval_games: 0, dir: {tmp_path}/runs}}\n"
+        f"actor.model_name_or_path: {model}\n"
+        f"data.train: {data}\n"
+    )
+    return {"model": model, "data": data, "config": config}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the commands hand on: ``trainer`` and ``judge.server`` are replaced by recorders."""
+    seen: dict[str, Any] = {}
+    trainer = types.ModuleType("openrlhf_medical.trainer")
+    trainer.train = lambda config: seen.update(train=config)  # type: ignore[attr-defined]
+    trainer.play = lambda config, **options: seen.update(play=(config, options))  # type: ignore[attr-defined]
+    server = types.ModuleType("openrlhf_medical.judge.server")
+    server.serve = lambda **options: seen.update(serve=options)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "openrlhf_medical.trainer", trainer)
+    monkeypatch.setattr(openrlhf_medical, "trainer", trainer, raising=False)
+    monkeypatch.setitem(sys.modules, "openrlhf_medical.judge.server", server)
+    return seen
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"openrlhf-medical {command}" in result.stdout.split("Example")[1]
+
+
+def test_help_lists_every_command_in_well_under_a_second() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        words = [sys.executable, "-m", "openrlhf_medical", "--help"]
+        done = subprocess.run(words, check=True, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+    assert all(command in done.stdout for command in COMMANDS)
+    assert min(seconds) < 0.7
+
+
+def test_train_hands_on_the_file_and_the_dotted_options(inputs: dict[str, Path], calls: dict[str, Any]) -> None:
+    dotted = ["--train.seed=7", "--reward.clip_range", "-1", "1", "--run.deterministic", "--algo.kl.init_coef", "1e-3"]
+    result = run("train", "--config", inputs["config"], *dotted)
+    assert result.exit_code == 0, result.output
+    settings = calls["train"]
+    assert (settings.train.seed, settings.reward.clip_range) == (7, (-1, 1))
+    assert (settings.run.deterministic, settings.algo.kl.init_coef) == (True, 1e-3)
+
+
+def test_dry_run_prints_what_can_be_loaded_and_starts_nothing(
+    inputs: dict[str, Path], calls: dict[str, Any], tmp_path: Path
+) -> None:
+    result = run("train", "--config", inputs["config"], "--train.seed", "7", "--dry-run")
+    assert result.exit_code == 0
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(result.stdout)
+    assert load_config(resolved) == load_config(inputs["config"], ["--train.seed", "7"])
+    assert "nothing was started" in result.stderr
+    assert not calls and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("dotted", "part"),
+    [
+        (["--train.sed", "7"], "nearest: train.seed"),
+        (["--data.train", "/none.jsonl"], "/none.jsonl"),
+        (["--actor.model_name_or_path", "/none"], "no model at /none"),
+        (["--run.eval_games", "4", "--data.val", "/none/val.jsonl"], "/none/val.jsonl"),
+        (["hello"], "'hello'"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["train", "dry-run"])
+def test_mistakes_end_with_one_line_and_exit_code_2(
+    inputs: dict[str, Path], calls: dict[str, Any], dotted: list[str], part: str, dry: list[str]
+) -> None:
+    result = run("train", "--config", inputs["config"], *dotted, *dry)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert part in result.stderr
+    assert "train" not in calls
+
+
+def test_all_wrong_inputs_are_named_at_once(inputs: dict[str, Path], calls: dict[str, Any]) -> None:
+    result = run("train", "--config", inputs["config"], "--data.train=/a.jsonl", "--actor.model_name_or_path=/b")
+    assert "/a.jsonl" in result.stderr and "/b" in result.stderr
+
+
+def test_without_a_gpu_what_needs_one_is_refused(
+    inputs: dict[str, Path], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openrlhf_medical import devices
+
+    monkeypatch.setattr(devices, "has_gpu", lambda: False)
+    result = run("train", "--config", inputs["config"], "--ds.packing_samples")
+    assert result.exit_code == 2 and "ds.packing_samples (it needs FlashAttention)" in result.stderr
+    monkeypatch.setattr(devices, "has_gpu", lambda: True)
+    assert run("train", "--config", inputs["config"], "--ds.packing_samples").exit_code == 0
+
+
+def test_no_traceback_from_the_real_program(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "openrlhf_medical", "train", "--config", str(tmp_path / "none.yaml")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"error: {tmp_path}/none.yaml: cannot be read (No such file or directory)"]
+
+
+def test_ctrl_c_ends_with_one_line_and_130(
+    inputs: dict[str, Path], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(config: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["openrlhf_medical.trainer"], "train", interrupted)
+    result = run("train", "--config", inputs["config"])
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(
+    inputs: dict[str, Path], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config: Any) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(sys.modules["openrlhf_medical.trainer"], "train", broken)
+    result = run("train", "--config", inputs["config"])
+    assert isinstance(result.exception, RuntimeError) and result.exit_code == 1
+
+
+def test_an_error_of_several_lines_is_told_on_one(
+    inputs: dict[str, Path], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(config: Any) -> None:
+        raise UserError("first\nsecond")
+
+    monkeypatch.setattr(sys.modules["openrlhf_medical.trainer"], "train", refuse)
+    assert run("train", "--config", inputs["config"]).stderr == "error: first second\n"
+
+
+def test_play_needs_no_configuration(inputs: dict[str, Path], calls: dict[str, Any]) -> None:
+    words = [
+        "--model",
+        inputs["model"],
+        "--data",
+        inputs["data"],
+        "--judge-url",
+        "http://a:1",
+        "--judge-url",
+        "http://b",
+    ]
+    result = run("play", *words, "--num-samples", "3", "--seed", "5", "--game.cot", "false")
+    assert result.exit_code == 0, result.output
+    settings, options = calls["play"]
+    assert settings.judge.urls == ("http://a:1", "http://b")
+    assert (settings.run.name, settings.train.seed, settings.game.cot) == ("play", 5, False)
+    assert options == {"num_samples": 3, "num_episodes": 1, "output": Path("runs/play/games.jsonl")}
+
+
+def test_play_starts_from_a_configuration(inputs: dict[str, Path], calls: dict[str, Any], tmp_path: Path) -> None:
+    result = run("play", "--config", inputs["config"], "--output", tmp_path / "g.jsonl", "--num-episodes", "2")
+    assert result.exit_code == 0, result.output
+    settings, options = calls["play"]
+    assert (settings.run.name, settings.train.seed) == ("r", 42)
+    assert options == {"num_samples": 16, "num_episodes": 2, "output": tmp_path / "g.jsonl"}
+
+
+def test_play_asks_who_plays(calls: dict[str, Any]) -> None:
+    result = run("play")
+    assert result.exit_code == 2 and "--model" in result.stderr
+
+
+def test_serve_judge_hands_on_its_options(calls: dict[str, Any], tmp_path: Path) -> None:
+    result = run("serve-judge", "--port", "0", "--port-file", tmp_path / "port", "--exit-with-parent")
+    assert result.exit_code == 0, result.output
+    assert calls["serve"] == {
+        "backend": "reference",
+        "model": None,
+        "host": "127.0.0.1",
+        "port": 0,
+        "device": None,
+        "port_file": tmp_path / "port",
+        "exit_with_parent": True,
+    }
+
+
+def test_prepare_data_hands_on_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    from openrlhf_medical.data import prepare
+
+    seen: list[Any] = []
+
+    def record(*options: Any) -> Any:
+        seen.append(options)
+        return types.SimpleNamespace(render=lambda: "the summary")
+
+    monkeypatch.setattr(prepare, "prepare_data", record)
+    words = ["--output-dir", "out", "--num-samples", "8", "--train-ratio", "0.5", "--seed", "3", "--download"]
+    assert run("prepare-data", *words).stdout == "the summary\n"
+    assert run("prepare-data", "--source", "x.csv").exit_code == 0
+    assert seen == [
+        ("synthetic", Path("out"), 8, 0.5, 3, prepare.PUBLIC_URL),
+        ("x.csv", Path("data"), None, 0.9, 0, None),
+    ]
+
+
+def test_doctor_ends_with_1_exactly_when_something_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from openrlhf_medical import doctor
+
+    warn = doctor.Finding("a", doctor.Status.WARN, "b", "c")
+    monkeypatch.setattr(doctor, "diagnose", lambda: [warn])
+    assert run("doctor").exit_code == 0
+    monkeypatch.setattr(doctor, "diagnose", lambda: [warn, doctor.Finding("d", doctor.Status.FAIL, "e", "f")])
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["status"] == "fail"
+
+
+def test_unknown_commands_are_refused() -> None:
+    assert run("trian").exit_code == 2
