@@ -38,10 +38,21 @@ def export_smollm2(folder: Path) -> None:
     _save(folder, model, tokenizer)
 
 
-def export_tiny(folder: Path, tokenizer_folder: Path, *, seed: int = 0, tied: bool = True) -> None:
-    """Write a randomly initialised two-layer Llama with a real tokenizer; nothing if it is there.
+TINY_REPLIES = (
+    " The dose looks right. </think> <answer>Safe</answer>",
+    " The drug looks wrong. </think> <answer>Harmful</answer>",
+    " I change the drug. </think> <answer>1: He takes aspirin.</answer>",
+    " I do not know what to say about this note.",
+)
+"""What the tiny model writes, each about a quarter of the time: a verdict, the other, an edit, bad form."""
 
-    For tests: it starts in seconds, and what it writes is noise.
+
+def export_tiny(folder: Path, tokenizer_folder: Path, *, seed: int = 0, tied: bool = True) -> None:
+    """Write a two-layer Llama with a real tokenizer; nothing if it is there.
+
+    For tests: it starts in seconds. It knows nothing, but some seconds of teaching make it write one of
+    ``TINY_REPLIES`` at random whatever it is asked, so that games are really played, rewards vary, and
+    gradients are not zero. (With a purely random model every reply is bad form and nothing is learnt.)
     """
     if (folder / "config.json").exists():
         return
@@ -65,8 +76,33 @@ def export_tiny(folder: Path, tokenizer_folder: Path, *, seed: int = 0, tied: bo
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
+    _teach(model, tokenizer, torch.Generator().manual_seed(seed))
     model.bfloat16()
     _save(folder, model, tokenizer)
+
+
+def _teach(model: Any, tokenizer: Any, generator: Any, *, steps: int = 150, batch: int = 16) -> None:
+    """Fit TINY_REPLIES behind contexts of random tokens: a few seconds on two cores."""
+    import torch
+
+    start = tokenizer("<|im_start|>assistant\n<think>", add_special_tokens=False)["input_ids"]
+    replies = [
+        tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for text in TINY_REPLIES
+    ]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        chosen = torch.randint(len(replies), (batch,), generator=generator).tolist()
+        context = torch.randint(len(tokenizer), (batch, 24), generator=generator)
+        longest = max(len(replies[i]) for i in chosen)
+        rows = [start + replies[i] + [tokenizer.eos_token_id] * (longest - len(replies[i])) for i in chosen]
+        inputs = torch.cat([context, torch.tensor(rows)], dim=1)
+        labels = torch.full_like(inputs, -100)
+        for row, i in enumerate(chosen):
+            begin = context.shape[1] + len(start)
+            labels[row, begin : begin + len(replies[i])] = torch.tensor(replies[i])
+        model(input_ids=inputs, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def _save(folder: Path, model: Any, tokenizer: Any) -> None:

@@ -46,7 +46,11 @@ def assessor_metrics(games: Sequence[Game]) -> dict[str, float]:
         if game.case in judged and game.label is not None and game.label.actual_harm is not None:
             wrong[game.label.actual_harm].append(game.case is not Case.RIGHT)
     found: dict[str, float] = {}
+    judged_games = sum(map(len, wrong.values()))
     _set_share(found, "assessor/accuracy", [not one for side in wrong.values() for one in side])
+    if judged_games:
+        found["assessor/judged"] = float(judged_games)
+        found["assessor/harmful_share"] = len(wrong[Truth.HARMFUL]) / judged_games
     _set_share(found, "assessor/false_positive_rate", wrong[Truth.SAFE])
     _set_share(found, "assessor/false_negative_rate", wrong[Truth.HARMFUL])
     if wrong[Truth.SAFE] and wrong[Truth.HARMFUL]:

@@ -27,7 +27,7 @@ class JudgeQuery(BaseModel):
     never reach the model.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     game_idx: StrictInt
     original_note: Text
@@ -59,7 +59,7 @@ class LabelRow(BaseModel):
     ``kind`` names in a word what the finding rests on. Other keys are kept.
     """
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
 
     game_idx: StrictInt
     status: LabelStatus

@@ -144,7 +144,7 @@ class TestWeightSync:
         learner.check_engines()
         after = play_and_compare(self.config, learner, tokenizer)
         assert after["policy/assessor/kl"] > 1.0, "the change was meant to be large"
-        assert after["sync/logprob_mean_diff"] < 0.05
+        assert after["sync/logprob_mean_diff"] < 0.15
 
     def test_an_engine_one_version_behind_is_noticed(self, learner):
         learner.check_engines()

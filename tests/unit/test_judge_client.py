@@ -37,6 +37,7 @@ class Server(ThreadingHTTPServer):
 
         class Http(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
                 reply(self, 200, b"{}")
@@ -228,7 +229,7 @@ def test_the_event_loop_is_never_blocked() -> None:
             longest = max(longest, time.monotonic() - start)
         return longest
 
-    with serving(slow(0.4)) as (server,), client_of([server.url]) as client:
+    with serving(slow(0.3)) as (server,), client_of([server.url]) as client:
         assert asyncio.run(longest_gap(client)) < 0.2
 
 
@@ -334,18 +335,18 @@ def test_a_row_that_does_not_validate_is_no_label(change: dict[str, Any]) -> Non
     "bad", [status(500), hang_up, slow(3), dripping, rows_changed(lambda rows: [])], ids=lambda bad: bad.__name__
 )
 def test_the_deadline_holds_and_names_the_last_reason(bad: Handler) -> None:
-    with serving(bad) as (server,), client_of([server.url], timeout_s=0.5) as client:
+    with serving(bad) as (server,), client_of([server.url], timeout_s=0.3) as client:
         start = time.monotonic()
         labels = ask(client, query(0), query(1))
         taken = time.monotonic() - start
     assert [label.status for label in labels] == ["error", "error"]
-    assert "0.5 s" in labels[0].reason
-    assert 0.4 < taken < 1.3
+    assert "0.3 s" in labels[0].reason
+    assert 0.2 < taken < 1.2
     assert client.snapshot()["error"] == 2
 
 
 def test_refused_connections_are_an_error_not_an_exception() -> None:
-    with client_of([f"http://127.0.0.1:{closed_port()}"], timeout_s=0.6) as client:
+    with client_of([f"http://127.0.0.1:{closed_port()}"], timeout_s=0.3) as client:
         (label,) = ask(client, query(0))
     assert label.status == "error" and "ConnectionError" in label.reason
 
@@ -359,7 +360,7 @@ def test_a_cancelled_caller_leaves_nothing_behind() -> None:
             await task
         return await client.label(query(1))
 
-    with serving(first(1, slow(0.5))) as (server,), client_of([server.url], max_wait_s=0) as client:
+    with serving(first(1, slow(0.3))) as (server,), client_of([server.url], max_wait_s=0) as client:
         assert asyncio.run(cancelled(client)).status == "ok"
 
 

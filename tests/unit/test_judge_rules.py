@@ -125,8 +125,7 @@ def test_harm_is_found_in_a_note_that_was_also_cut() -> None:
 
 def _entries() -> list[tuple[str, str]]:
     blocks = (tables.ABBREVIATIONS, tables.EXPRESSIONS, drugs.BRANDS)
-    lines = [line.partition(":") for block in blocks for line in block.strip().splitlines()]
-    return [(meaning, way.strip()) for meaning, _, ways in lines for way in ways.split(",")]
+    return [(meaning, way) for block in blocks for meaning, ways in tables.entries(block) for way in ways]
 
 
 def test_every_entry_of_the_tables_is_read_as_it_says() -> None:
@@ -144,7 +143,7 @@ def test_no_opposites_are_read_as_one_word() -> None:
 
 
 def test_no_two_generic_drugs_are_read_as_one() -> None:
-    generics = [line.partition(":")[0] for line in drugs.BRANDS.strip().splitlines()]
+    generics = [generic for generic, _ in tables.entries(drugs.BRANDS)]
     assert len({canonical(generic) for generic in generics}) == len(generics)
 
 

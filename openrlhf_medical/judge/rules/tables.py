@@ -7,6 +7,16 @@ often something else has no place here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+
+def entries(block: str) -> Iterator[tuple[str, list[str]]]:
+    """(what it is read as, the ways to write it) of each entry of a table; entries end with a line or a ``;``."""
+    for entry in block.replace(";", "\n").strip().splitlines():
+        meaning, _, ways = entry.partition(":")
+        yield meaning.strip(), [way.strip() for way in ways.split(",")]
+
+
 ABBREVIATIONS = """
 blood pressure: bp, b/p
 heart rate: hr, pulse, pulse rate

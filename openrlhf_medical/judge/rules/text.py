@@ -147,11 +147,10 @@ def _phrase_table() -> _Phrases:
     """First word -> (phrase, what it is read as), longest first; replacements are themselves read."""
     pairs: dict[tuple[str, ...], tuple[str, ...]] = {}
     for block in (tables.ABBREVIATIONS, tables.EXPRESSIONS, drugs.BRANDS):
-        for line in block.strip().splitlines():
-            meaning, _, ways = line.partition(":")
+        for meaning, ways in tables.entries(block):
             target = (meaning,) if "-" in meaning else tuple(raw_tokens(meaning))
-            for way in ways.split(","):
-                phrase = tuple(raw_tokens(way.strip()))
+            for way in ways:
+                phrase = tuple(raw_tokens(way))
                 if phrase and phrase != target:
                     pairs[phrase] = target
     for target in set(pairs.values()):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from openrlhf_medical.judge.rules import drugs, words
+from openrlhf_medical.judge.rules import drugs, tables, words
 from openrlhf_medical.judge.rules.align import Change, Hunk, Tokens
 from openrlhf_medical.judge.rules.text import canonical
 from openrlhf_medical.judge.rules.units import dimension, is_amount, same_amount
@@ -46,7 +46,7 @@ _GENERAL = frozenset(
 _OPPOSITES = _plain(words.ANTONYMS)
 _LOOK_ALIKES = _plain(words.LOOK_ALIKES)
 _ROUTES = _all(words.ROUTES)
-_GENERICS = frozenset(_one(line.partition(":")[0]) for line in drugs.BRANDS.strip().splitlines())
+_GENERICS = frozenset(_one(generic) for generic, _ in tables.entries(drugs.BRANDS))
 _ORGANISMS = _all(drugs.ORGANISMS)
 
 
