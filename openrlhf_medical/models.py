@@ -38,17 +38,21 @@ def export_smollm2(folder: Path) -> None:
     _save(folder, model, tokenizer)
 
 
+TINY_WINDOW = 6
+"""Tokens that each of its layers looks back: so few that what is asked hardly matters."""
+
 TINY_REPLIES = (
-    " The dose looks right. </think> <answer>Safe</answer>",
-    " The drug looks wrong. </think> <answer>Harmful</answer>",
-    " I change the drug. </think> <answer>1: He takes aspirin.</answer>",
+    " Right dose. </think> <answer>Safe</answer>",
+    " Wrong drug. </think> <answer>Harmful</answer>",
+    " Change it. </think> <answer>1: He takes aspirin.</answer>",
+    " Another one. </think> <answer>2: She has a cough.</answer>",
     " I do not know what to say about this note.",
 )
-"""What the tiny model writes, each about a quarter of the time: a verdict, the other, an edit, bad form."""
+"""What the tiny model writes, each about a fifth of the time: a verdict, the other, two edits, bad form."""
 
 
 def export_tiny(folder: Path, tokenizer_folder: Path, *, seed: int = 0, tied: bool = True) -> None:
-    """Write a two-layer Llama with a real tokenizer; nothing if it is there.
+    """Write a two-layer Mistral with a real tokenizer; nothing if it is there.
 
     For tests: it starts in seconds. It knows nothing, but some seconds of teaching make it write one of
     ``TINY_REPLIES`` at random whatever it is asked, so that games are really played, rewards vary, and
@@ -57,11 +61,11 @@ def export_tiny(folder: Path, tokenizer_folder: Path, *, seed: int = 0, tied: bo
     if (folder / "config.json").exists():
         return
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = MistralConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
@@ -70,37 +74,38 @@ def export_tiny(folder: Path, tokenizer_folder: Path, *, seed: int = 0, tied: bo
         num_key_value_heads=1,
         head_dim=32,
         max_position_embeddings=2048,
+        sliding_window=TINY_WINDOW,
+        initializer_range=0.1,  # at the usual 0.02 two layers take ten times as long to learn anything
         tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
+    model = MistralForCausalLM(config)
     _teach(model, tokenizer, torch.Generator().manual_seed(seed))
     model.bfloat16()
     _save(folder, model, tokenizer)
 
 
-def _teach(model: Any, tokenizer: Any, generator: Any, *, steps: int = 150, batch: int = 16) -> None:
-    """Fit TINY_REPLIES behind contexts of random tokens: a few seconds on two cores."""
+def _teach(model: Any, tokenizer: Any, generator: Any, *, steps: int = 120, batch: int = 12) -> None:
+    """Fit TINY_REPLIES behind random tokens, more than the model can look back: ten seconds on two cores."""
     import torch
 
-    start = tokenizer("<|im_start|>assistant\n<think>", add_special_tokens=False)["input_ids"]
-    replies = [
-        tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for text in TINY_REPLIES
-    ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    start, end = ids("<|im_start|>assistant\n<think>"), tokenizer.eos_token_id
+    replies = [[*ids(text), end] for text in TINY_REPLIES]
+    longest = max(map(len, replies))
+    targets = torch.tensor([reply + [-100] * (longest - len(reply)) for reply in replies])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(steps):
-        chosen = torch.randint(len(replies), (batch,), generator=generator).tolist()
-        context = torch.randint(len(tokenizer), (batch, 24), generator=generator)
-        longest = max(len(replies[i]) for i in chosen)
-        rows = [start + replies[i] + [tokenizer.eos_token_id] * (longest - len(replies[i])) for i in chosen]
-        inputs = torch.cat([context, torch.tensor(rows)], dim=1)
-        labels = torch.full_like(inputs, -100)
-        for row, i in enumerate(chosen):
-            begin = context.shape[1] + len(start)
-            labels[row, begin : begin + len(replies[i])] = torch.tensor(replies[i])
-        model(input_ids=inputs, labels=labels).loss.backward()
+        chosen = targets[torch.randint(len(replies), (batch,), generator=generator)]
+        context = torch.randint(len(tokenizer), (batch, 2 * TINY_WINDOW), generator=generator)
+        inputs = torch.cat([context, torch.tensor([start] * batch), chosen.clamp(min=0)], dim=1)
+        # Logits over 49,152 words are the whole cost: only where a reply's tokens are predicted.
+        logits = model.lm_head(model.model(input_ids=inputs).last_hidden_state[:, -longest - 1 : -1])
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), chosen.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
 

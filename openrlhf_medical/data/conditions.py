@@ -55,6 +55,8 @@ def load_conditions() -> tuple[Condition, ...]:
                 _condition(row, content["family"], f"{file.name}, {row.get('name', 'a condition without name')}")
             )
     names = {condition.name for condition in found}
+    if len(names) < len(found):
+        raise UserError(f"{folder}: {sorted(c.name for c in found if [d.name for d in found].count(c.name) > 1)} twice")
     for condition in found:
         for others in condition.also_right.values():
             if not set(others) <= names:
@@ -70,6 +72,11 @@ def _condition(row: dict[str, Any], family: str, where: str) -> Condition:
         raise UserError(f"{where}: missing {sorted(missing)}, unknown {sorted(unknown)}; allowed: {sorted(allowed)}")
     if ("organism" in row) != ("evidence" in row):
         raise UserError(f"{where}: organism and evidence go together")
+    if row["sex"] not in ("any", "female", "male"):
+        raise UserError(f"{where}: sex is {row['sex']!r}; allowed: any, female, male")
+    named = {*row.get("generic", ()), *row.get("also_right", {})}
+    if not named <= {slot for slot in SLOTS if slot in row}:
+        raise UserError(f"{where}: generic and also_right name {sorted(named - row.keys())}; allowed: {list(SLOTS)}")
     for key in ("presentation", "findings"):
         if len(row[key]) != PHRASINGS:
             raise UserError(f"{where}: {key} has {len(row[key])} phrasings; {PHRASINGS} are needed")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import random
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,12 @@ COLUMNS = (
 )
 
 TEMPLATES = {
-    "presentation": ("{A} comes to the clinic with {x}.", "{A} presents with {x}.", "{A} reports {x}."),
-    "findings": ("Examination and tests show {x}.", "The work-up shows {x}.", "There is evidence of {x}."),
+    "presentation": ("{A} comes to the clinic with {x}.", "{A} presents with {x}.", "{A} is evaluated for {x}."),
+    "findings": ("Examination and tests show {x}.", "The work-up shows {x}.", "The chart records {x}."),
     "organism": ("{evidence} {x}.",),
     "diagnosis": ("The diagnosis is {x}.", "The findings point to {x}.", "This is a case of {x}."),
     "drug": ("{He} is started on {x}.", "{He} receives {x}.", "Drug treatment is {x}."),
-    "measure": ("Further treatment consists of {x}.", "Treatment includes {x}.", "The team also orders {x}."),
+    "measure": ("Further treatment consists of {x}.", "Treatment includes {x}.", "The team also decides on {x}."),
     "next_step": ("The plan is {x}.", "The next step is {x}.", "The plan calls for {x}."),
     "filler": (
         "{He} has no known drug allergies.",
@@ -41,7 +42,7 @@ TEMPLATES = {
 }
 HELD_OUT_TEMPLATES = {
     "presentation": ("{A} is seen because of {x}.", "The patient is {a} with {x}."),
-    "findings": ("Evaluation reveals {x}.", "Notable are {x}."),
+    "findings": ("Evaluation reveals {x}.", "The evaluation notes {x}."),
     "organism": ("{evidence} {x}.",),
     "diagnosis": ("The team diagnoses {x}.", "The conclusion is {x}."),
     "drug": ("The prescription is {x}.", "{He} is given {x}."),
@@ -85,12 +86,14 @@ def generate(split: str, *, seed: int = 0, num_vignettes: int | None = None) -> 
     rng = random.Random(f"{seed}/{split}")
     rows: list[SyntheticRow] = []
     seen: set[str] = set()
+    excess: Counter[tuple[str, str]] = Counter()
     for k in range(total):
         turn, position = divmod(k, len(conditions))
+        # Conditions start their round of mistakes at different places, or the first few vignettes of
+        # each would all make the same kind of error.
+        mistake = _mistake(conditions[position], turn + position, excess, rng)
         for _ in range(100):
-            # Conditions start their round of mistakes at different places, or the first few vignettes of
-            # each would all make the same kind of error.
-            pair = _vignette(conditions[position], turn + position, k, split, rng)
+            pair = _vignette(conditions[position], mistake, k, split, rng)
             if len({row.text for row in pair} - seen) == len(pair):
                 break
         else:
@@ -100,18 +103,23 @@ def generate(split: str, *, seed: int = 0, num_vignettes: int | None = None) -> 
     return rows
 
 
-def _vignette(condition: Condition, turn: int, number: int, split: str, rng: random.Random) -> list[SyntheticRow]:
-    """The error note and its clean twin. ``turn`` walks through every kind of error and every wrong value."""
-    mistakes = [(slot, wrong) for slot in SLOTS for wrong in wrong_values(condition, slot)]
-    slot, wrong = _mistake(mistakes, turn)
+def _vignette(
+    condition: Condition, mistake: tuple[str, str], number: int, split: str, rng: random.Random
+) -> list[SyntheticRow]:
+    """The error note and its clean twin."""
+    slot, wrong = mistake
     patient = _patient(condition, rng)
     # The twin says the same things in other words: what is mentioned must not tell which of them it is.
-    mentioned = {slot, *(s for s in OPTIONAL if rng.random() < 0.7)}
+    mentioned = set(OPTIONAL)
+    if rng.random() < 0.5:  # at least two stay, so that a wrong item stands against several right ones
+        mentioned.remove(rng.choice([s for s in OPTIONAL if s != slot]))
     fresh = split == "unseen_renderings"
     phrasing = PHRASINGS - 1 if fresh else rng.randrange(PHRASINGS - 1)
     other = phrasing if fresh else 1 - phrasing
-    flawed = _sentences(condition, patient, mentioned, phrasing, fresh, rng)
-    twin = _sentences(condition, patient, mentioned, other, fresh, rng)
+    templates = HELD_OUT_TEMPLATES if fresh else TEMPLATES
+    wording = {kind: rng.sample(options, min(2, len(options))) for kind, options in templates.items()}
+    flawed = _sentences(condition, patient, mentioned, phrasing, {k: w[0] for k, w in wording.items()}, rng)
+    twin = _sentences(condition, patient, mentioned, other, {k: w[-1] for k, w in wording.items()}, rng)
     right = [text for _, text in flawed]
     where = next(i for i, (kind, _) in enumerate(flawed) if kind == slot)
     bad = right[where].replace(condition.values[slot], wrong)
@@ -126,12 +134,20 @@ def _vignette(condition: Condition, turn: int, number: int, split: str, rng: ran
     ]  # fmt: skip
 
 
-def _mistake(mistakes: list[tuple[str, str]], turn: int) -> tuple[str, str]:
-    """Kinds of error in turn, and within a kind its wrong values in turn."""
-    slots = sorted({slot for slot, _ in mistakes}, key=list(SLOTS).index)
-    round_, position = divmod(turn, len(slots))
-    values = [wrong for slot, wrong in mistakes if slot == slots[position]]
-    return slots[position], values[round_ % len(values)]
+def _mistake(condition: Condition, turn: int, excess: Counter[tuple[str, str]], rng: random.Random) -> tuple[str, str]:
+    """(slot, wrong value): slots in turn, then the value with the least ``excess``.
+
+    ``excess`` counts how often a value stood where it is wrong, less how often it was missing where it is
+    right. Kept near 0, a value is as frequent in error notes as in clean ones and its words tell nothing.
+    """
+    slots = [slot for slot in SLOTS if wrong_values(condition, slot)]
+    slot = slots[turn % len(slots)]
+    candidates = wrong_values(condition, slot)
+    rng.shuffle(candidates)
+    wrong = min(candidates, key=lambda value: excess[slot, value])
+    excess[slot, wrong] += 1
+    excess[slot, condition.values[slot]] -= 1
+    return slot, wrong
 
 
 def _patient(condition: Condition, rng: random.Random) -> dict[str, str]:
@@ -145,20 +161,21 @@ def _patient(condition: Condition, rng: random.Random) -> dict[str, str]:
 
 
 def _sentences(
-    condition: Condition, patient: dict[str, str], mentioned: set[str], phrasing: int, fresh: bool, rng: random.Random
+    condition: Condition,
+    patient: dict[str, str],
+    mentioned: set[str],
+    phrasing: int,
+    wording: dict[str, str],
+    rng: random.Random,
 ) -> list[tuple[str, str]]:
-    """(kind, sentence) in the order of a note."""
+    """(kind, sentence) in the order of a note. ``wording`` has a template for each kind of sentence."""
     values = {"presentation": condition.presentation[phrasing], "findings": condition.findings[phrasing], "filler": "",
               **condition.values}  # fmt: skip
     kinds = ["presentation", "findings", "organism", "diagnosis", *(s for s in OPTIONAL if s in mentioned)]
     kinds = [kind for kind in kinds if kind in values]
     if rng.random() < 0.5:
         kinds.insert(1, "filler")
-    templates = HELD_OUT_TEMPLATES if fresh else TEMPLATES
-    return [
-        (kind, rng.choice(templates[kind]).format(x=values[kind], evidence=condition.evidence, **patient))
-        for kind in kinds
-    ]
+    return [(kind, wording[kind].format(x=values[kind], evidence=condition.evidence, **patient)) for kind in kinds]
 
 
 def write_csv(rows: Iterable[SyntheticRow], path: Path) -> None:

@@ -9,9 +9,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
-from openrlhf_medical.data.conditions import SLOTS, load_conditions, wrong_values
+from openrlhf_medical.data.conditions import SLOTS, _condition, load_conditions, wrong_values
 from openrlhf_medical.data.medec import read_medec
 from openrlhf_medical.data.synthetic import COLUMNS, SPLITS, generate, write_csv
+from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.notes import ERROR_TYPES
 
 
@@ -80,7 +81,47 @@ def test_every_wrong_value_is_right_in_another_note(corpus):
                 assert wrong != condition.values[slot]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+def test_values_are_wrong_as_often_as_displaced(corpus):
+    """Else a value would tell by itself on which side it stands, in every split alike."""
+    conditions = {c.name: c for c in load_conditions()}
+    slot_of = {kind: slot for slot, kind in SLOTS.items()}
+    excess = Counter()
+    for row in corpus["train"]:
+        if row.error_flag:
+            slot = slot_of[row.error_type]
+            right = conditions[row.condition].values[slot]
+            before, after = row.corrected_sentence.split(right)
+            excess[slot, row.error_sentence.removeprefix(before).removesuffix(after)] += 1
+            excess[slot, right] -= 1
+    assert max(abs(count) for count in excess.values()) <= 6
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_twin_is_another_writing(corpus, split):
+    for flawed, clean in zip(corpus[split][::2], corpus[split][1::2], strict=True):
+        assert flawed.vignette_id == clean.vignette_id
+        assert (flawed.error_flag, clean.error_flag) == (1, 0)
+        assert len(set(clean.sentences) - set(flawed.sentences)) >= 4
+
+
+def test_length_of_notes(corpus):
+    for rows in corpus.values():
+        assert all(5 <= len(row.sentences) <= 8 and 40 <= len(row.text.split()) <= 110 for row in rows)
+
+
+def test_a_bad_condition_is_named():
+    good = {
+        **{"name": "x", "sex": "any", "age": [20, 30], "presentation": ["a", "b", "c"], "findings": ["a", "b", "c"]},
+        **{"diagnosis": "d", "drug": "e", "measure": "f", "next_step": "g"},
+    }
+    assert _condition(good, "family", "file.yaml, x").values["drug"] == "e"
+    bad_keys = ({"sex": "both"}, {"generic": ["organism"]}, {"findings": ["a"]}, {"colour": "red"}, {"organism": "o"})
+    for change in bad_keys:
+        with pytest.raises(UserError, match=r"file\.yaml, x"):
+            _condition({**good, **change}, "family", "file.yaml, x")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_words_alone_do_not_tell(seed):
     train = generate("train", seed=seed)
     vectorizer = TfidfVectorizer(ngram_range=(1, 2))
