@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -44,8 +43,9 @@ class Console:
 
     def __init__(self, steps: int, log_file: Path) -> None:
         self._steps, self._log_file = steps, log_file
-        self._bar: tqdm | None = None
+        self._bar: tqdm = tqdm(disable=True)
         self._doing, self._games, self._games_done = "", 0, 0
+        self._steps_done: int | None = None
         self._told: set[str] = set()
         self._lock = threading.Lock()
 
@@ -58,50 +58,60 @@ class Console:
             logger.handlers = [handler]
             logger.propagate = False
         logging.captureWarnings(True)
-        warnings.simplefilter("once")
-        self._bar = tqdm(total=self._steps, unit="step", dynamic_ncols=True, file=sys.stderr)
+        # Where nobody watches (a job's log file), a bar would be thousands of lines: one a step instead.
+        self._bar = tqdm(total=self._steps, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
     def phase(self, doing: str) -> None:
         """What the run is doing now."""
         with self._lock:
-            self._doing = doing
-            if self._bar is not None:
+            if doing != self._doing:
+                self._doing = doing
                 self._bar.set_description_str(doing)
+                if self._bar.disable and self._steps_done is None:
+                    self._say(doing)
+
+    def training_begins(self) -> None:
+        """The time left is estimated from here on: starting up and held-out games are no steps."""
+        self._steps_done = 0
+        self._bar.reset()
 
     def playing(self, doing: str, games: int) -> None:
         self._games, self._games_done = games, 0
-        self.phase(f"{doing} 0/{games}")
-        self._doing = doing
+        self.phase(doing)
 
     def game_done(self, game: Game) -> None:
         self._games_done += 1
-        if self._bar is not None:
-            self._bar.set_description_str(f"{self._doing} {self._games_done}/{self._games}")
+        self._bar.set_description_str(f"{self._doing} {self._games_done}/{self._games}")
 
     def step_done(self, metrics: Mapping[str, float]) -> None:
-        if self._bar is not None:
-            numbers = {short: f"{metrics[name]:.2f}" for name, short in BAR_NUMBERS.items() if name in metrics}
-            self._bar.set_postfix(numbers)
-            self._bar.update()
+        numbers = {short: f"{metrics[name]:.2f}" for name, short in BAR_NUMBERS.items() if name in metrics}
+        self._bar.set_postfix(numbers)
+        self._bar.update()
+        self._steps_done = (self._steps_done or 0) + 1
+        if self._bar.disable:
+            shown = ", ".join(f"{name} {value}" for name, value in numbers.items())
+            seconds = f" in {metrics['time/step_s']:.0f} s" if "time/step_s" in metrics else ""
+            self._say(f"step {self._steps_done}/{self._steps}{seconds}: {shown}")
+
+    def _say(self, line: str) -> None:
+        tqdm.write(line, file=sys.stderr)
 
     def warn(self, message: str) -> None:
         """Tell once; a repeated warning would bury the next one."""
         with self._lock:
             if message not in self._told:
                 self._told.add(message)
-                tqdm.write(f"warning: {message}", file=sys.stderr)
+                self._say(f"warning: {message}")
 
     def summary(self, before: Mapping[str, float] | None, after: Mapping[str, float] | None, folder: Path) -> None:
         """The closing table: the same held-out seeds before and after, and what always saying Harmful gives."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         if before is not None and after is not None:
             table = Table(title="Held-out games", title_justify="left")
             for column in ("", "before", "after", "always Harmful"):
@@ -111,12 +121,11 @@ class Console:
                 table.add_row(title, *(_number(values.get(name)) for values in (before, after, constant)))
             RichConsole().print(table)
             games = after["assessor/judged"]
-            print(f"{games:.0f} judged games: a difference below about {1.96 * (0.5 / games) ** 0.5:.2f} is noise.")
+            print(f"{games:.0f} judged games: a difference below about {1.96 * (0.5 / games) ** 0.5:.2f} may be noise.")
         print(f"The run is in {folder}")
 
     def play_summary(self, metrics: Mapping[str, float], output: Path) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         table = Table(title="Games", title_justify="left")
         table.add_column("")
         table.add_column("value", justify="right")

@@ -60,6 +60,7 @@ class SelfPlayTrainer:
     def fit(self) -> None:
         """All steps, held-out games before and after, checkpoints, and the closing table."""
         before = self.evaluate("before training", BEFORE)
+        self.console.training_begins()
         for step in range(self.config.run.steps):
             metrics = self.step(step)
             self.metrics_log.write(step, metrics)
@@ -212,6 +213,7 @@ def play(config: RunConfig, *, num_samples: int, num_episodes: int, output: Path
         players = assembly.players_of(config, dict.fromkeys(Role, engines), tokenizer)
         manager = MedicalDialogueGameManager(players[Role.ATTACKER], players[Role.ASSESSOR], judge, config.rules())
         everything: list[Game] = []
+        console.training_begins()
         with output.open("x", encoding="utf-8") as file:
             for episode in range(num_episodes):
                 drawn = seeds.step(0, num_samples)

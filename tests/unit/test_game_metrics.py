@@ -70,6 +70,8 @@ def test_one_step_by_hand():
         "reward/assessor/format": 4 / 6,
         "format/attacker/violation_rate": 0.0,
         "format/assessor/violation_rate": 1 / 7,
+        "assessor/judged": 6,
+        "assessor/harmful_share": 3 / 6,
         "judge/abstain_rate": 1 / 3,
         "judge/error_rate": 0.0,
         **counts("vanilla_benign", played=3, trained_assessor=3),
