@@ -96,6 +96,7 @@ def strategy_of(config: RunConfig) -> SelfPlayStrategy:
         train_batch_size=args.train.batch_size,
         zero_stage=args.ds.zero_stage,
         args=args,
+        policies=len(policies_of(config)),
     )
 
 

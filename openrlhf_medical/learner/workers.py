@@ -40,6 +40,11 @@ class SelfPlayStrategy(DeepspeedStrategy):
     scales no loss) and the worker marks the boundary.
     """
 
+    def __init__(self, *args: Any, policies: int = 1, **kwargs: Any) -> None:
+        """``policies``: how many learn at the same time, each with workers of its own."""
+        super().__init__(*args, **kwargs)
+        self.policies = policies
+
     def get_ds_train_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self._own_batching(super().get_ds_train_config(*args, **kwargs))
 
@@ -57,7 +62,7 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
         self, strategy: Any, pretrain: str, max_steps: int | None = None, vllm_engines: Any = None
     ) -> None:
         """As upstream's, without its weight sync: ``join_weight_group`` sets up ours."""
-        devices.use_cores(processes=self._world_size)
+        devices.use_cores(processes=self._world_size * strategy.policies)
         super().init_model_from_pretrained(strategy, pretrain, max_steps, None)
 
     def join_weight_group(self, engines: list[Any], engine_tensor_parallel_size: int, bucket_bytes: int) -> None:
@@ -126,7 +131,7 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
 
 class _ReferenceWorker(ReferenceModelActor.__ray_metadata__.modified_class):
     def init_model_from_pretrained(self, strategy: Any, pretrain: str) -> None:
-        devices.use_cores(processes=self._world_size)
+        devices.use_cores(processes=self._world_size * strategy.policies)
         super().init_model_from_pretrained(strategy, pretrain)
 
 

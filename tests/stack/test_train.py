@@ -63,7 +63,7 @@ def training_steps(folder: Path) -> list[dict]:
 def moved(folder: Path) -> float:
     """Largest change of a weight since the start."""
     before, after = load_file(BASE / "model.safetensors"), load_file(folder / "model.safetensors")
-    assert before.keys() == after.keys()
+    assert after.keys() - before.keys() <= {"lm_head.weight"}, "a tied output head may be saved by name as well"
     return max((after[name].float() - before[name].float()).abs().max().item() for name in before)
 
 
