@@ -33,7 +33,7 @@ from openrlhf.trainer.ray.launcher import RayActorGroup  # noqa: E402  (after pr
 SHARED_GPU = 0.2
 """GPUs that each of several workers on one bundle asks for; upstream's figure."""
 
-WEIGHT_BUCKET_BYTES = 256 << 20
+WEIGHT_BUCKET_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
