@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained pair of players: set-up, data, three steps of self-play, a result table.
+# From a fresh clone to a trained pair of players: set-up, data, four steps of self-play, a result table.
 #
 #   ./launch/quickstart.sh [--source FILE|FOLDER] [--policy separate|shared] [--section.key value …]
 #

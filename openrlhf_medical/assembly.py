@@ -22,6 +22,7 @@ from openrlhf_medical.game.prompts import assessor_prompt, attacker_prompt
 from openrlhf_medical.game.seeds import Seed
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.process import start_judge_process
+from openrlhf_medical.judge.token_file import read_token
 from openrlhf_medical.learner.policy import Deadlines, Learner
 from openrlhf_medical.learner.workers import PolicyWorker, ReferenceWorker, SelfPlayStrategy
 from openrlhf_medical.rollout.engines import EnginePlayer, EngineSpec, Sampling, prompt_ids, start_engines
@@ -247,7 +248,7 @@ def players_of(config: RunConfig, pools: dict[Role, list[Any]], tokenizer: Any) 
 def judge_of(config: RunConfig, log_folder: Path) -> Iterator[JudgeClient]:
     """A client of the named judges, or of one that is started here and stopped at the end."""
     judge = config.judge
-    token = judge.token_file.read_text(encoding="utf-8").strip() if judge.token_file else None
+    token = read_token(judge.token_file) if judge.token_file else None
     with contextlib.ExitStack() as stack:
         urls = list(judge.urls)
         if not urls:

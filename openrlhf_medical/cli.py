@@ -88,6 +88,9 @@ def serve_judge(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one (see --port-file).")] = 8000,
     device: Annotated[str | None, typer.Option(help="Device of the model, where the backend has one.")] = None,
     port_file: Annotated[Path | None, typer.Option(help="Write the port here once the judge is ready.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the bearer token that clients must send (judge.token_file).")
+    ] = None,
     exit_with_parent: Annotated[
         bool, typer.Option("--exit-with-parent", help="Stop when the process that started it ends.")
     ] = False,
@@ -102,6 +105,7 @@ def serve_judge(
       openrlhf-medical serve-judge --host 0.0.0.0 --port 0 --port-file judge.port
     """
     from openrlhf_medical.judge.server import serve
+    from openrlhf_medical.judge.token_file import read_token
 
     serve(
         backend=backend,
@@ -110,6 +114,7 @@ def serve_judge(
         port=port,
         device=device,
         port_file=port_file,
+        token=read_token(token_file) if token_file else None,
         exit_with_parent=exit_with_parent,
     )
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -49,6 +50,11 @@ class RunDirectory:
         self.checkpoints.mkdir(parents=True)
         (self.folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
         (self.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+
+    def discard_if_unused(self) -> None:
+        """Remove the folder again if nothing was played: a mistake found while starting leaves nothing behind."""
+        if not self.games_file.exists() and not self.metrics_file.exists():
+            shutil.rmtree(self.folder)
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         self._append(self.metrics_file, [{"step": step, "time": time.time(), **metrics}])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from openrlhf_medical import assembly, cluster
 from openrlhf_medical.config import RunConfig, dump_config
@@ -172,6 +173,16 @@ def train(config: RunConfig) -> None:
     checked = seeds.all_seeds() + (held_out.all_seeds() if held_out else [])
     assembly.check_prompts_fit(config, checked, tokenizer)
     directory.create(dump_config(config))
+    try:
+        _train(config, seeds, held_out, tokenizer, directory)
+    except UserError:
+        directory.discard_if_unused()  # so that the same command works once the mistake is mended
+        raise
+
+
+def _train(
+    config: RunConfig, seeds: SeedStream, held_out: SeedStream | None, tokenizer: Any, directory: RunDirectory
+) -> None:
     console = Console(config.run.steps, directory.log_file)
     with (
         console,

@@ -10,6 +10,7 @@ from typing import Any
 from openrlhf_medical.data.files import decode_utf8, read_bytes
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.notes import ERROR_TYPES
+from openrlhf_medical.game.prompts import check_seed
 from openrlhf_medical.game.seeds import Category, Seed
 
 CLEAN, CORRECTED, ERROR = "clean", "corrected", "error"
@@ -69,7 +70,12 @@ def _seed(line: str, where: str) -> Seed:
         )
         raise UserError(f"{where}: {found}. Allowed keys: {', '.join(_KEYS)}.")
     _check_values(row, where)
-    return Seed.from_json(row)
+    seed = Seed.from_json(row)
+    try:
+        check_seed(seed)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return seed
 
 
 def _check_values(row: dict[str, Any], where: str) -> None:

@@ -212,7 +212,9 @@ def test_play_asks_who_plays(calls: dict[str, Any]) -> None:
 
 
 def test_serve_judge_hands_on_its_options(calls: dict[str, Any], tmp_path: Path) -> None:
-    result = run("serve-judge", "--port", "0", "--port-file", tmp_path / "port", "--exit-with-parent")
+    (tmp_path / "token").write_text("s3cret\n")
+    options = ("--port", "0", "--port-file", tmp_path / "port", "--token-file", tmp_path / "token")
+    result = run("serve-judge", *options, "--exit-with-parent")
     assert result.exit_code == 0, result.output
     assert calls["serve"] == {
         "backend": "reference",
@@ -221,6 +223,7 @@ def test_serve_judge_hands_on_its_options(calls: dict[str, Any], tmp_path: Path)
         "port": 0,
         "device": None,
         "port_file": tmp_path / "port",
+        "token": "s3cret",
         "exit_with_parent": True,
     }
 
