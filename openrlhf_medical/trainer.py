@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from openrlhf_medical.game.metrics import game_metrics
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.records import Game, GameStatus
 from openrlhf_medical.game.seeds import Category, Seed
+from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.learner.policy import Learner
 from openrlhf_medical.rollout.trajectories import Trajectory, trajectories_of
 from openrlhf_medical.run_directory import MetricsLog, RunDirectory
@@ -47,16 +47,16 @@ class SelfPlayTrainer:
         config: RunConfig,
         learners: list[Learner],
         manager: MedicalDialogueGameManager,
+        judge: JudgeClient,
         seeds: SeedStream,
         held_out: SeedStream | None,
         directory: RunDirectory,
         console: Console,
     ):
-        self.config, self.learners, self.manager = config, learners, manager
+        self.config, self.learners, self.manager, self.judge = config, learners, manager, judge
         self.seeds, self.held_out = seeds, held_out
         self.directory, self.console = directory, console
         self.metrics_log = MetricsLog(config, directory)
-        self.judge_latency: Callable[[], float | None] = lambda: None
 
     def fit(self) -> None:
         """All steps, held-out games before and after, checkpoints, and the closing table."""
@@ -81,11 +81,12 @@ class SelfPlayTrainer:
         self.directory.add_games(games)
         self._refuse_failing(games)
         trajectories = trajectories_of(games)
-        # Each policy has workers of its own: they learn side by side.
+        self.console.phase("learning")
+        # Each policy has workers of its own: they learn side by side, and the slowest one's time counts.
         with ThreadPoolExecutor(len(self.learners)) as pool:
-            self.console.phase("learning")
             for learned in pool.map(lambda learner: self.learn(learner, trajectories, step), self.learners):
-                metrics |= learned
+                for name, value in learned.items():
+                    metrics[name] = max(value, metrics.get(name, value))
         metrics["time/step_s"] = time.monotonic() - started
         return metrics
 
@@ -104,8 +105,9 @@ class SelfPlayTrainer:
         tokens = sum(len(t.reply.token_ids) for g in games for t in (g.attacker, g.assessor) if t is not None)
         metrics |= {"time/games_s": seconds, "throughput/games_per_s": len(games) / seconds,
                     "throughput/tokens_per_s": tokens / seconds}  # fmt: skip
-        latency = self.judge_latency()
-        return games, metrics | ({} if latency is None else {"judge/latency_s": latency})
+        if "latency_s" in (judge := self.judge.snapshot()):
+            metrics["judge/latency_s"] = judge["latency_s"]
+        return games, metrics
 
     def learn(self, learner: Learner, trajectories: list[Trajectory], step: int) -> dict[str, float]:
         """Log-probabilities, advantages, update and sync of one policy on its own roles' samples."""
@@ -125,10 +127,6 @@ class SelfPlayTrainer:
         marks.append(time.monotonic())
         phases = ("log_probs", "update", "sync")
         seconds = {f"time/{phase}_s": b - a for phase, (a, b) in zip(phases, itertools.pairwise(marks), strict=True)}
-        if len(self.learners) > 1:  # two policies side by side: one name each
-            seconds = {f"{name}/{learner.name}": value for name, value in seconds.items()}
-            prepared.metrics |= {f"{name}/{learner.name}": prepared.metrics.pop(name)
-                                 for name in ("sync/logprob_max_diff", "sync/logprob_mean_diff")}  # fmt: skip
         return prepared.metrics | updated | seconds
 
     def evaluate(self, when: str, step: int) -> dict[str, float] | None:
@@ -194,8 +192,7 @@ def _train(
         pools = {role: learner.engines for learner in learners for role in learner.roles}
         players = assembly.players_of(config, pools, tokenizer)
         manager = MedicalDialogueGameManager(players[Role.ATTACKER], players[Role.ASSESSOR], judge, config.rules())
-        trainer = SelfPlayTrainer(config, learners, manager, seeds, held_out, directory, console)
-        trainer.judge_latency = lambda: judge.snapshot().get("latency_s")
+        trainer = SelfPlayTrainer(config, learners, manager, judge, seeds, held_out, directory, console)
         try:
             trainer.fit()
         finally:
