@@ -193,15 +193,15 @@ def test_celsius_and_fahrenheit_agree_as_notes_round_them(celsius: Decimal) -> N
 @settings(max_examples=20, deadline=None)
 @given(st.text(alphabet=string.ascii_lowercase + " .0123456789", min_size=0, max_size=4000))
 def test_hostile_text_takes_no_time(note: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     rule(NOTE, note)
     rule(note, NOTE)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 @pytest.mark.parametrize("unit", ["pain ", "pain. ", "no fever. ", "1 ", "a b "])
 def test_repetition_takes_no_time(unit: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     rule(NOTE, unit * (3 * len(NOTE) // len(unit)))
     rule(unit * 2000, "fever " + unit * 1999)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
