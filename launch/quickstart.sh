@@ -32,6 +32,11 @@ data=data/synthetic
 if [ "$source" != synthetic ]; then data=data/medec; fi
 .venv/bin/openrlhf-medical prepare-data --source "$source" --output-dir "$data"
 
+# With GPUs each policy shares one with its reference and its engine: one GPU for a shared policy, two for separate.
+if [ -e /proc/driver/nvidia/version ]; then
+  options=(--train.colocate_all true --vllm.gpu_memory_utilization 0.3 ${options[@]+"${options[@]}"})
+fi
+
 name=quickstart-$policy-$(date +%Y%m%d-%H%M%S)
 .venv/bin/openrlhf-medical train --config configs/quickstart.yaml --run.name "$name" --roles.policy "$policy" \
   --data.train "$data/train.jsonl" --data.val "$data/val.jsonl" ${options[@]+"${options[@]}"}

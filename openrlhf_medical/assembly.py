@@ -170,7 +170,9 @@ def start_learners(config: RunConfig, pad_token_id: int, engines: EngineSpec | N
     gather(starting, config.run.start_timeout_s, "starting workers")
     for learner in learners:
         if engines is not None:
-            learner.join_engines(config.vllm.tensor_parallel_size, WEIGHT_BUCKET_BYTES)
+            learner.join_engines(
+                config.vllm.tensor_parallel_size, WEIGHT_BUCKET_BYTES, shares_gpu=config.train.colocate_all
+            )
             learner.sync()
     return learners
 

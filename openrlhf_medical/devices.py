@@ -13,7 +13,7 @@ What upstream assumes, and what answers it here:
 ``torch.cuda.current_device()`` as a target of ``.to()``   a string ``"cpu"`` that formats as ``0``
 ``torch.cuda.set_device/synchronize/current_stream``       do nothing
 ``init_device_mesh("cuda", …)`` in DeepspeedStrategy       the same call with ``"cpu"``
-PyNccl group between DeepSpeed and vLLM                    a stateless gloo group with the same ``broadcast``
+PyNccl group between DeepSpeed and vLLM                    a stateless gloo group (``weight_group``)
 vLLM keeps a packed copy of a tied output head             packed again after every sync (facts: 5.9 nats off)
 ========================================================  =====================================================
 """
@@ -106,6 +106,35 @@ def repack_output_head(model: Any) -> None:
         head.quant_method.process_weights_after_loading(head)
 
 
+def weight_group(
+    address: str, port: int, rank: int, world_size: int, device: Any, *, shares_gpu: bool
+) -> tuple[Any, Any]:
+    """(group with ``broadcast(tensor, src, stream)``, device that its tensors must be on).
+
+    NCCL between GPUs; gloo through host memory without a GPU, and where policy and engine share one:
+    NCCL refuses two members on the same GPU.
+    """
+    if has_gpu() and not shares_gpu:
+        from openrlhf.utils.distributed_util import stateless_init_process_group
+
+        return stateless_init_process_group(address, port, rank, world_size, device), device
+    import torch
+    from vllm.distributed.utils import stateless_init_torch_distributed_process_group
+
+    group = stateless_init_torch_distributed_process_group(address, port, rank, world_size, "gloo")
+    return _GlooBroadcast(group), torch.device("cpu")
+
+
+class _GlooBroadcast:
+    """The one method of vLLM's PyNcclCommunicator that weight sync uses, over gloo."""
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+
+    def broadcast(self, tensor: Any, src: int, stream: Any = None) -> None:
+        self._group.broadcast(tensor, src).wait()
+
+
 # ── Patches, each applied right after its module is imported ──
 
 
@@ -129,33 +158,10 @@ def _patch_device_mesh(module: Any) -> None:
     module.init_device_mesh = lambda device_type, *args, **kwargs: original("cpu", *args, **kwargs)
 
 
-def _patch_process_group(module: Any) -> None:
-    module.stateless_init_process_group = _gloo_group
-
-
-class _GlooBroadcast:
-    """The one method of vLLM's PyNcclCommunicator that weight sync uses, over gloo."""
-
-    def __init__(self, group: Any) -> None:
-        self._group = group
-
-    def broadcast(self, tensor: Any, src: int, stream: Any = None) -> None:
-        self._group.broadcast(tensor, src).wait()
-
-
-def _gloo_group(master_address: str, master_port: int, rank: int, world_size: int, device: Any) -> _GlooBroadcast:
-    from vllm.distributed.utils import stateless_init_torch_distributed_process_group
-
-    return _GlooBroadcast(
-        stateless_init_torch_distributed_process_group(master_address, master_port, rank, world_size, "gloo")
-    )
-
-
 _RING_ATTENTION = "openrlhf.models.ring_attn_utils"
 _PATCHES: dict[str, Callable[[Any], None]] = {
     "torch.cuda": _patch_torch_cuda,
     "openrlhf.utils.deepspeed.deepspeed": _patch_device_mesh,
-    "openrlhf.utils.distributed_util": _patch_process_group,
     _RING_ATTENTION: lambda module: None,
 }
 

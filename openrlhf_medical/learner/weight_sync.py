@@ -9,6 +9,7 @@ import deepspeed
 import ray
 import torch
 
+from openrlhf_medical import devices
 from openrlhf_medical.rollout.weights import Checksum, TensorSpec, WeightPlan, WeightStamp, pack, plan_buckets
 
 
@@ -27,20 +28,21 @@ class WeightSender:
         self._is_sender = torch.distributed.get_rank() == 0
         self._engines: list[Any] = []
         self._group: Any = None
+        self._device: Any = None
 
-    def join(self, engines: list[Any], engine_tensor_parallel_size: int, address: str, port: int) -> None:
+    def join(
+        self, engines: list[Any], engine_tensor_parallel_size: int, address: str, port: int, *, shares_gpu: bool
+    ) -> None:
         """Form the group {rank 0 of the policy, every worker of every engine}. Other ranks do nothing."""
         if not self._is_sender:
             return
-        from openrlhf.utils import distributed_util
-
         world_size = len(engines) * engine_tensor_parallel_size + 1
         joining = [
-            engine.join_weight_group.remote(address, port, i * engine_tensor_parallel_size + 1, world_size)
+            engine.join_weight_group.remote(address, port, i * engine_tensor_parallel_size + 1, world_size, shares_gpu)
             for i, engine in enumerate(engines)
         ]
-        self._group = distributed_util.stateless_init_process_group(
-            address, port, 0, world_size, torch.cuda.current_device()
+        self._group, self._device = devices.weight_group(
+            address, port, 0, world_size, torch.cuda.current_device(), shares_gpu=shares_gpu
         )
         ray.get(joining)
         self._engines = engines
@@ -73,7 +75,7 @@ class WeightSender:
         for bucket in plan.buckets:
             tensors = [parameters[spec.name] for spec in bucket]
             with self._gathered(tensors):
-                buffer = pack(bucket, [tensor.data for tensor in tensors]) if self._is_sender else None
+                buffer = pack(bucket, [t.data for t in tensors]).to(self._device) if self._is_sender else None
             if buffer is not None:
                 checksum.add(buffer)
                 self._group.broadcast(buffer, src=0, stream=stream)

@@ -65,14 +65,17 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
         devices.use_cores(processes=self._world_size * strategy.policies)
         super().init_model_from_pretrained(strategy, pretrain, max_steps, None)
 
-    def join_weight_group(self, engines: list[Any], engine_tensor_parallel_size: int, bucket_bytes: int) -> None:
+    def join_weight_group(
+        self, engines: list[Any], engine_tensor_parallel_size: int, bucket_bytes: int, shares_gpu: bool
+    ) -> None:
         self._sender = WeightSender(
             self.actor.model.module,
             zero_stage=self.strategy.args.ds.zero_stage,
             tensor_parallel_size=self.strategy.args.ds.tensor_parallel_size,
             bucket_bytes=bucket_bytes,
         )
-        self._sender.join(engines, engine_tensor_parallel_size, self._get_current_node_ip(), self._get_free_port())
+        address, port = self._get_current_node_ip(), self._get_free_port()
+        self._sender.join(engines, engine_tensor_parallel_size, address, port, shares_gpu=shares_gpu)
 
     def send_weights(self, version: int) -> WeightStamp | None:
         return self._sender.send(version)

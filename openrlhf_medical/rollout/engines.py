@@ -100,8 +100,10 @@ class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
             policy_version=stamp.version if stamp else -1,
         )
 
-    async def join_weight_group(self, address: str, port: int, rank_offset: int, world_size: int) -> None:
-        await self.llm.collective_rpc("join_weight_group", args=(address, port, rank_offset, world_size))
+    async def join_weight_group(
+        self, address: str, port: int, rank_offset: int, world_size: int, shares_gpu: bool
+    ) -> None:
+        await self.llm.collective_rpc("join_weight_group", args=(address, port, rank_offset, world_size, shares_gpu))
 
     async def receive_weights(self, plan: WeightPlan) -> WeightStamp:
         """Take over new weights, then drop every cached prefix: it was computed with the old ones."""

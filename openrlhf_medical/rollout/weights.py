@@ -109,11 +109,10 @@ class WeightReceiver:
     device: torch.device
     model_runner: Any
 
-    def join_weight_group(self, address: str, port: int, rank_offset: int, world_size: int) -> None:
-        from openrlhf.utils import distributed_util
-
-        self._weight_group = distributed_util.stateless_init_process_group(
-            address, port, torch.distributed.get_rank() + rank_offset, world_size, self.device
+    def join_weight_group(self, address: str, port: int, rank_offset: int, world_size: int, shares_gpu: bool) -> None:
+        rank = torch.distributed.get_rank() + rank_offset
+        self._weight_group, self._weight_device = devices.weight_group(
+            address, port, rank, world_size, self.device, shares_gpu=shares_gpu
         )
 
     def receive_weights(self, pickled_plan: bytes) -> tuple[int, str]:
@@ -124,10 +123,10 @@ class WeightReceiver:
 
         def arriving() -> Iterator[tuple[str, torch.Tensor]]:
             for bucket in plan.buckets:
-                buffer = torch.empty(bucket_bytes(bucket), dtype=torch.uint8, device=self.device)
+                buffer = torch.empty(bucket_bytes(bucket), dtype=torch.uint8, device=self._weight_device)
                 self._weight_group.broadcast(buffer, src=0, stream=stream)
                 checksum.add(buffer)
-                yield from unpack(bucket, buffer)
+                yield from unpack(bucket, buffer.to(self.device))
 
         self._weight_stamp = None  # a sync that dies half-way must not leave the old stamp behind
         tensors = arriving()
