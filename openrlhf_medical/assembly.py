@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,23 +72,20 @@ def bundles_needed(config: RunConfig) -> int:
     return layout_of(config).bundles * len(policies_of(config))
 
 
-def optimizer_steps_planned(config: RunConfig) -> int:
-    """Optimizer steps of a whole run if every game trains every role: what a learning-rate schedule spans."""
-    games = config.game
-    attacks = config.rollout.batch_size * games.attacks_per_seed
-    samples = attacks * games.assessments_per_note
-    if config.roles.policy == "shared":
-        generating = 1.0 if games.vanilla_turn == "generate" else 1.0 - sum(
-            share for name, share in games.mix.model_dump().items() if name.startswith("vanilla")
-        )  # fmt: skip
-        samples += math.ceil(attacks * generating)
+def optimizer_steps_planned(config: RunConfig, roles: Collection[Role]) -> int:
+    """Optimizer steps of a whole run if every game trains its roles: what a learning-rate schedule spans."""
+    game = config.game
+    attacks = config.rollout.batch_size * game.attacks_per_seed
+    vanilla = sum(share for name, share in game.mix.model_dump().items() if name.startswith("vanilla"))
+    generating = 1.0 if game.vanilla_turn == "generate" else 1.0 - vanilla
+    of_role = {Role.ATTACKER: math.ceil(attacks * generating), Role.ASSESSOR: attacks * game.assessments_per_note}
+    samples = max(1, sum(of_role[role] for role in roles))
     return config.run.steps * config.train.max_epochs * math.ceil(samples / config.train.batch_size)
 
 
 def strategy_of(config: RunConfig) -> SelfPlayStrategy:
     """Upstream's strategy with its namespace of options."""
     args = _namespace(upstream_options(config))
-    args.ds.attn_implementation = devices.attention(args.ds.attn_implementation)
     return SelfPlayStrategy(
         seed=args.train.seed,
         full_determinism=args.train.full_determinism_enable,
@@ -105,10 +102,20 @@ def _namespace(tree: Any) -> Any:
     return SimpleNamespace(**{k: _namespace(v) for k, v in tree.items()}) if isinstance(tree, dict) else tree
 
 
+def model_of(config: RunConfig) -> str:
+    """The model's name, or its folder as seen from any working directory."""
+    folder = Path(config.actor.model_name_or_path)
+    return str(folder.resolve()) if folder.exists() else config.actor.model_name_or_path
+
+
 def load_tokenizer(config: RunConfig) -> Any:
-    return AutoTokenizer.from_pretrained(
+    """With a pad token, as upstream's workers give it one: Llama has none."""
+    tokenizer = AutoTokenizer.from_pretrained(
         config.actor.model_name_or_path, use_fast=not config.data.disable_fast_tokenizer, trust_remote_code=True
     )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def check_prompts_fit(config: RunConfig, seeds: Iterable[Seed], tokenizer: Any) -> None:
@@ -130,7 +137,7 @@ def check_prompts_fit(config: RunConfig, seeds: Iterable[Seed], tokenizer: Any) 
 def engine_spec(config: RunConfig) -> EngineSpec:
     vllm = config.vllm
     return EngineSpec(
-        model=config.actor.model_name_or_path,
+        model=model_of(config),
         max_model_len=config.data.max_len,
         tensor_parallel_size=vllm.tensor_parallel_size,
         seed=config.train.seed,
@@ -202,13 +209,13 @@ def _start_learner(
     shares = (has_reference and not layout.reference) or not layout.engines
     policy = _workers(config, config.actor, PolicyWorker, place, SHARED_GPU if shares else 1.0)
     waiting = policy.async_init_model_from_pretrained(
-        strategy, config.actor.model_name_or_path, optimizer_steps_planned(config), None
+        strategy, model_of(config), optimizer_steps_planned(config, roles), None
     )
     starting |= {f"{name} policy rank {i}": ref for i, ref in enumerate(waiting)}
     reference = None
     if has_reference:
         reference = _workers(config, config.ref, ReferenceWorker, *bundles(layout.reference, "reference"))
-        waiting = reference.async_init_model_from_pretrained(strategy, config.actor.model_name_or_path)
+        waiting = reference.async_init_model_from_pretrained(strategy, model_of(config))
         starting |= {f"{name} reference rank {i}": ref for i, ref in enumerate(waiting)}
     engines = []
     if spec is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -218,7 +219,8 @@ def _problems(config: RunConfig, *, plays_only: bool = False) -> list[str]:
     from openrlhf_medical.models import check_model_folder
 
     checks = [
-        lambda: check_hardware(config, devices.has_gpu()),
+        # Inside a cluster the driver's machine is not where the work is done.
+        lambda: check_hardware(config, devices.has_gpu() or "RAY_ADDRESS" in os.environ),
         lambda: check_model_folder(config.actor.model_name_or_path),
         lambda: read_seeds(config.data.train),
     ]

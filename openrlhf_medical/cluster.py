@@ -48,6 +48,14 @@ def session(gpus_needed: int) -> Iterator[None]:
     """Ray for the time of a run; a Ray that we started ends with it, and every actor of ours in any case."""
     connect(gpus_needed)
     try:
+        total = ray.cluster_resources()
+        for kind in ("GPU", "CPU"):  # known at once: no need to wait for a placement that can never come
+            if total.get(kind, 0) < gpus_needed:
+                raise UserError(
+                    f"this run needs {gpus_needed} {kind}s for all its workers and engines, the cluster has "
+                    f"{total.get(kind, 0):g}: see roles.policy, train.colocate_all, actor.num_gpus_per_node and "
+                    "vllm.num_engines"
+                )
         yield
     finally:
         ray.shutdown()

@@ -120,8 +120,9 @@ class Console:
             for name, title in SUMMARY_ROWS.items():
                 table.add_row(title, *(_number(values.get(name)) for values in (before, after, constant)))
             RichConsole().print(table)
-            games = after["assessor/judged"]
-            print(f"{games:.0f} judged games: a difference below about {1.96 * (0.5 / games) ** 0.5:.2f} may be noise.")
+            if games := after.get("assessor/judged"):
+                noise = 1.96 * (0.5 / games) ** 0.5
+                print(f"{games:.0f} judged games: a difference below about {noise:.2f} may be noise.")
         print(f"The run is in {folder}")
 
     def play_summary(self, metrics: Mapping[str, float], output: Path) -> None:

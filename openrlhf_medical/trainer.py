@@ -94,13 +94,9 @@ class SelfPlayTrainer:
         """Games on these seeds and what they say."""
         self.console.playing(doing, len(seeds) * self.manager.rules.attacks_per_seed
                              * self.manager.rules.assessments_per_note)  # fmt: skip
-        for learner in self.learners:
-            learner.wake_engines()
         started = time.monotonic()
         games = asyncio.run(self.manager.play(seeds, step=step, on_game=self.console.game_done))
         seconds = time.monotonic() - started
-        for learner in self.learners:
-            learner.sleep_engines()
         metrics = game_metrics(games)
         tokens = sum(len(t.reply.token_ids) for g in games for t in (g.attacker, g.assessor) if t is not None)
         metrics |= {"time/games_s": seconds, "throughput/games_per_s": len(games) / seconds,
@@ -117,7 +113,7 @@ class SelfPlayTrainer:
             return {f"policy/{role}/samples": 0.0 for role in learner.roles}
         marks = [time.monotonic()]
         prepared = learner.prepare(own)
-        if prepared.metrics["sync/logprob_mean_diff"] > PARITY_LIMIT:
+        if not prepared.metrics["sync/logprob_mean_diff"] <= PARITY_LIMIT:  # NaN is no agreement either
             raise RunError(f"the engines of policy {learner.name} do not play its weights: log-probabilities differ by "
                            f"{prepared.metrics['sync/logprob_mean_diff']:.2f} per token on average")  # fmt: skip
         marks.append(time.monotonic())
@@ -161,7 +157,7 @@ class SelfPlayTrainer:
 
 def train(config: RunConfig) -> None:
     """``openrlhf-medical train``: start everything, train, stop everything."""
-    directory = RunDirectory(config.run.folder)
+    directory = RunDirectory(config.run.folder.resolve())  # workers have working directories of their own
     mix = {Category(name): share for name, share in config.game.mix.model_dump().items()}
     seeds = SeedStream(read_seeds(config.data.train), mix, config.train.seed, str(config.data.train))
     held_out = None

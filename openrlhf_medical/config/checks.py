@@ -25,6 +25,11 @@ def _idle_keys(config: RunConfig) -> Iterator[str]:
     kl, actor, clip = config.algo.kl, config.actor, config.reward.clip_range
     if kl.target is not None and kl.init_coef == 0:
         yield "algo.kl.target adapts a penalty that algo.kl.init_coef 0 switches off: set init_coef or remove target"
+    if kl.use_loss and kl.estimator == "k1" and not kl.unbiased_gradient:
+        yield (
+            "algo.kl.use_loss with algo.kl.estimator k1 has a gradient of zero on average: set estimator to k2 or k3, "
+            "or unbiased_gradient to true"
+        )
     if kl.unbiased_gradient and not kl.use_loss:
         yield "algo.kl.unbiased_gradient concerns KL as a loss: set algo.kl.use_loss true or remove it"
     if actor.optim != "muon" and actor.muon != type(actor.muon)():
@@ -68,6 +73,11 @@ def _deepspeed(config: RunConfig) -> Iterator[str]:
         )
     if ds.ring_attn_size > 1 and not ds.packing_samples:
         yield f"ds.ring_attn_size {ds.ring_attn_size} needs ds.packing_samples true"
+    if ds.tensor_parallel_size > 1:
+        yield (
+            f"ds.tensor_parallel_size is {ds.tensor_parallel_size}: weight sync does not gather tensor-parallel "
+            "layers in this version; set it to 1 and shard with ds.zero_stage 3"
+        )
     if ds.tensor_parallel_size > 1 and ds.param_dtype != "bf16":
         yield f"ds.tensor_parallel_size {ds.tensor_parallel_size} needs ds.param_dtype bf16"
     if ds.zpg > 1 and ds.zero_stage != 3:
@@ -87,8 +97,13 @@ def _workers(config: RunConfig) -> Iterator[str]:
 def _sharing(config: RunConfig) -> Iterator[str]:
     train, actor, ref, vllm = config.train, config.actor, config.ref, config.vllm
     for name, asleep in (("vllm.enable_sleep", vllm.enable_sleep), ("ds.enable_sleep", config.ds.enable_sleep)):
-        if asleep and not train.colocate_all:
-            yield f"{name} gives memory to whoever shares the GPU: it needs train.colocate_all true"
+        if asleep:
+            yield (
+                f"{name}: sleep modes are not in this version; to share a GPU set train.colocate_all true and "
+                "vllm.gpu_memory_utilization low enough for all that share it"
+            )
+    if actor.aux_loss_coef > 0:
+        yield "actor.aux_loss_coef: the balancing loss would be summed over micro-batches; set it to 0 in this version"
     same_size = (actor.num_nodes, actor.num_gpus_per_node) == (ref.num_nodes, ref.num_gpus_per_node)
     if (train.colocate_all or train.colocate_actor_ref) and config.algo.kl.init_coef > 0 and not same_size:
         yield (
@@ -116,8 +131,6 @@ def check_hardware(config: RunConfig, has_gpu: bool) -> None:
         "ds.packing_samples": (ds.packing_samples, "it needs FlashAttention"),
         "ds.ring_attn_size": (ds.ring_attn_size > 1, "it needs FlashAttention"),
         "ds.attn_implementation": ("flash" in ds.attn_implementation, "FlashAttention runs on NVIDIA GPUs only"),
-        "vllm.enable_sleep": (config.vllm.enable_sleep, "vLLM can give back GPU memory only"),
-        "ds.enable_sleep": (ds.enable_sleep, "there is no GPU memory to give back"),
         "ds.use_liger_kernel": (ds.use_liger_kernel, "Liger's kernels are Triton code for GPUs"),
     }
     found = [f"{key} ({reason})" for key, (asked, reason) in needs_gpu.items() if asked]

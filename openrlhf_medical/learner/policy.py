@@ -99,7 +99,7 @@ class Learner:
         experiences = self._maker.prepare(trajectories)
         metrics = self._sample_metrics(trajectories, experiences)
         tokens = sum(int(e.action_mask.sum()) for e in experiences)
-        kl = sum(float(e.info["kl"]) * int(e.action_mask.sum()) for e in experiences) / tokens
+        kl = sum(_kl_of(e) for e in experiences) / tokens
         return Prepared(trajectories, experiences, metrics, kl)
 
     def update(self, prepared: Prepared, seed: int) -> dict[str, float]:
@@ -154,7 +154,7 @@ class Learner:
             metrics[f"policy/{role}/tokens"] = float(tokens)
             metrics[f"policy/{role}/samples"] = float(len(own))
             if self._reference is not None:
-                kl = sum(float(e.info["kl"]) * int(e.action_mask.sum()) for e in own)
+                kl = sum(_kl_of(e) for e in own)
                 metrics[f"policy/{role}/kl"] = kl / tokens
         return metrics
 
@@ -172,7 +172,6 @@ class Learner:
 
     def sync(self) -> WeightStamp:
         """Send the weights as the next version; every engine must report the same bytes."""
-        self._each_engine("wake_up")
         self.version += 1
         references = {
             f"{self.name} policy rank {i}": actor.send_weights.remote(self.version)
@@ -180,7 +179,6 @@ class Learner:
         }
         stamps = [s for s in gather(references, self._deadlines.sync_s, "weight sync").values() if s is not None]
         self.stamp = stamps[0]
-        self._each_engine("sleep")
         return self.stamp
 
     def check_engines(self) -> None:
@@ -190,23 +188,6 @@ class Learner:
         wrong = {name: stamp for name, stamp in held.items() if stamp != self.stamp}
         if wrong:
             raise RuntimeError(f"engines without the current weights {self.stamp}: {wrong}")
-
-    def wake_engines(self) -> None:
-        """With ``vllm.enable_sleep``: DeepSpeed's states leave the GPU, the engines come back to it."""
-        if self._args.ds.enable_sleep:
-            self.each_rank("offload_states")
-        self._each_engine("wake_up")
-
-    def sleep_engines(self) -> None:
-        """The reverse, after the games."""
-        self._each_engine("sleep")
-        if self._args.ds.enable_sleep:
-            self.each_rank("reload_states")
-
-    def _each_engine(self, method: str) -> None:
-        if self._args.vllm.enable_sleep:
-            references = {f"{self.name} engine {i}": getattr(e, method).remote() for i, e in enumerate(self.engines)}
-            gather(references, self._deadlines.sync_s, method)
 
     def save(self, folder: Path) -> None:
         """A folder that transformers and vLLM open. Written beside its place, then renamed."""
@@ -231,6 +212,15 @@ class Learner:
         references = {f"{self.name} policy rank {i}": getattr(actor, method).remote(*args)
                       for i, actor in enumerate(self._policy._actor_handlers)}  # fmt: skip
         return list(gather(references, self._deadlines.update_s, method).values())
+
+
+def _kl_of(experience: Experience) -> float:
+    """Sum over action tokens of the k1 estimate. With KL as a loss upstream leaves ``info["kl"]`` at zero
+    and keeps the reference's log-probabilities instead."""
+    if experience.base_action_log_probs is not None:
+        gap = experience.action_log_probs - experience.base_action_log_probs
+        return float((gap * experience.action_mask).sum())
+    return float(experience.info["kl"]) * int(experience.action_mask.sum())
 
 
 def _merge_ranks(results: list[dict[str, dict[str, float]]]) -> dict[str, float]:

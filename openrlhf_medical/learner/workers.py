@@ -62,7 +62,7 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
         self, strategy: Any, pretrain: str, max_steps: int | None = None, vllm_engines: Any = None
     ) -> None:
         """As upstream's, without its weight sync: ``join_weight_group`` sets up ours."""
-        devices.use_cores(processes=self._world_size * strategy.policies)
+        _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain, max_steps, None)
 
     def join_weight_group(
@@ -134,8 +134,14 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
 
 class _ReferenceWorker(ReferenceModelActor.__ray_metadata__.modified_class):
     def init_model_from_pretrained(self, strategy: Any, pretrain: str) -> None:
-        devices.use_cores(processes=self._world_size * strategy.policies)
+        _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain)
+
+
+def _fit_to_machine(strategy: SelfPlayStrategy, world_size: int) -> None:
+    """What depends on this worker's machine; the driver's may have no GPU."""
+    devices.use_cores(processes=world_size * strategy.policies)
+    strategy.args.ds.attn_implementation = devices.attention(strategy.args.ds.attn_implementation)
 
 
 PolicyWorker = ray.remote(num_gpus=1)(_PolicyWorker)

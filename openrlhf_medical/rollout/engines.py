@@ -70,14 +70,15 @@ class EngineSpec:
         }
         if self.max_num_seqs is not None:
             arguments["max_num_seqs"] = self.max_num_seqs
-        return {**arguments, **devices.engine_arguments()}
+        return arguments
 
 
 class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
     """Upstream's engine actor, with replies cut down to what a trajectory needs, and packed weight sync."""
 
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
-        await super().__init__(*args, **kwargs)
+        # What depends on the machine depends on this one, not on the driver's.
+        await super().__init__(*args, **{**kwargs, **devices.engine_arguments()})
         self._stamp: WeightStamp | None = None
 
     async def reply(self, prompt_ids: list[int], sampling: dict[str, Any]) -> Reply:

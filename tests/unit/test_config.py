@@ -371,7 +371,7 @@ def test_new_names_of_flat_keys_exist() -> None:
         ),
         (["--ds.zpg", "2"], "needs ds.zero_stage 3"),
         (["--ds.packing_samples", "--ds.attn_implementation", "sdpa"], "needs FlashAttention"),
-        (["--vllm.enable_sleep"], "needs train.colocate_all"),
+        (["--vllm.enable_sleep"], "sleep modes are not in this version"),
         (["--train.colocate_actor_ref", "--actor.num_gpus_per_node", "2"], "actor (1 * 2)"),
         (["--train.colocate_all", "--vllm.num_engines", "2"], "as many GPUs for engines"),
     ],
@@ -385,8 +385,6 @@ def test_contradictions(words: list[str], part: str) -> None:
     [
         (["--ds.packing_samples"], "ds.packing_samples"),
         (["--ds.attn_implementation", "flash_attention_2"], "ds.attn_implementation"),
-        (["--vllm.enable_sleep", "--train.colocate_all"], "vllm.enable_sleep"),
-        (["--ds.enable_sleep", "--train.colocate_all"], "ds.enable_sleep"),
         (["--ds.use_liger_kernel"], "ds.use_liger_kernel"),
     ],
 )
