@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +65,9 @@ def prepare_data(
     ] = None,
     train_ratio: Annotated[float, typer.Option(help="Share of seeds, and of vignettes, for training.")] = 0.9,
     seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 0,
+    families: Annotated[
+        str, typer.Option(help="Parts of the embedded corpus, e.g. cardiac,gastro; all by default.")
+    ] = "",
     download: Annotated[bool, typer.Option("--download", help="Fetch MEDEC's public files and use them.")] = False,
 ) -> None:
     """Write balanced train.jsonl and val.jsonl.
@@ -77,7 +81,8 @@ def prepare_data(
     from openrlhf_medical.data.prepare import PUBLIC_URL
     from openrlhf_medical.data.prepare import prepare_data as prepare
 
-    summary = prepare(source, output_dir, num_samples, train_ratio, seed, PUBLIC_URL if download else None)
+    wanted = [name.strip() for name in families.split(",") if name.strip()]
+    summary = prepare(source, output_dir, num_samples, train_ratio, seed, PUBLIC_URL if download else None, wanted)
     typer.echo(summary.render())
 
 
@@ -124,6 +129,8 @@ def serve_judge(
 def play(
     context: typer.Context,
     model: Annotated[str | None, typer.Option(help="Plays both roles: a Hugging Face folder or name.")] = None,
+    attacker: Annotated[str | None, typer.Option(help="Plays the attacker instead.")] = None,
+    assessor: Annotated[str | None, typer.Option(help="Plays the assessor instead.")] = None,
     judge_url: Annotated[
         list[str] | None, typer.Option(help="Judge server, once or more; else one is started.")
     ] = None,
@@ -142,7 +149,9 @@ def play(
       openrlhf-medical play --config configs/quickstart.yaml --game.cot false --output games.jsonl
     """
     from openrlhf_medical.config import load_config
+    from openrlhf_medical.game.players import Role
 
+    model = model or (None if config else attacker or assessor)
     if config is None and model is None:
         raise UserError("play needs to know who plays: give --model FOLDER, or --config FILE")
     words: list[str] = [] if config else ["--run.name", "play"]
@@ -150,11 +159,13 @@ def play(
         words += [f"--{option}={value}"] if value is not None else []
     words += ["--judge.urls", *judge_url] if judge_url else []
     settings = load_config(config, [*words, *context.args])
-    _stop_at(_problems(settings, plays_only=True))
-    from openrlhf_medical import trainer
+    both = settings.actor.model_name_or_path
+    models = {Role.ATTACKER: attacker or both, Role.ASSESSOR: assessor or both}
+    _stop_at(_problems(settings, models=models.values()))
+    from openrlhf_medical import commands
 
     games = output or settings.run.folder / "games.jsonl"
-    trainer.play(settings, num_samples=num_samples, num_episodes=num_episodes, output=games)
+    commands.play(settings, models=models, num_samples=num_samples, num_episodes=num_episodes, output=games)
 
 
 @app.command("train", context_settings=_TAKES_DOTTED)
@@ -184,9 +195,9 @@ def train(
     if dry_run:
         _tell("ok: keys, hardware, model and data fit together; nothing was started")
         return
-    from openrlhf_medical import trainer
+    from openrlhf_medical import commands
 
-    trainer.train(settings)
+    commands.train(settings)
 
 
 @app.command("doctor")
@@ -211,19 +222,27 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
     raise typer.Exit(checks.exit_code(findings))
 
 
-def _problems(config: RunConfig, *, plays_only: bool = False) -> list[str]:
-    """Mistakes that can be seen without torch or Ray, and would otherwise show minutes later in a worker."""
+def _problems(config: RunConfig, models: Iterable[str] = ()) -> list[str]:
+    """Mistakes that can be seen without torch or Ray, and would otherwise show minutes later in a worker.
+
+    With ``models`` games are only played, between these.
+    """
     from openrlhf_medical import devices
     from openrlhf_medical.config import check_hardware
     from openrlhf_medical.data.seed_files import read_seeds
     from openrlhf_medical.models import check_model_folder
 
-    checks = [
-        # Inside a cluster the driver's machine is not where the work is done.
-        lambda: check_hardware(config, devices.has_gpu() or "RAY_ADDRESS" in os.environ),
-        lambda: check_model_folder(config.actor.model_name_or_path),
-        lambda: read_seeds(config.data.train),
-    ]
+    # Inside a cluster the driver's machine is not where the work is done.
+    checks: list[Callable[[], Any]] = [lambda: check_hardware(config, devices.has_gpu() or "RAY_ADDRESS" in os.environ)]
+    plays_only = bool(models)
+    for model in sorted(set(models) or {config.actor.model_name_or_path}):
+        checks.append(lambda model=model: check_model_folder(model))  # type: ignore[misc]
+    if not plays_only and config.critic.model_name_or_path:
+        checks.append(lambda: check_model_folder(str(config.critic.model_name_or_path)))
+    if not plays_only and config.roles.checkpoint:
+        adapter = config.ds.lora.rank > 0 and config.roles.policy != "separate"
+        checks.append(lambda: check_model_folder(str(config.roles.checkpoint), adapter=adapter))
+    checks.append(lambda: read_seeds(config.data.train))
     if config.run.eval_games and not plays_only:
         checks.append(lambda: read_seeds(config.data.val))
     problems = []

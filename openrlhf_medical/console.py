@@ -76,6 +76,16 @@ class Console:
                 if self._bar.disable and self._steps_done is None:
                     self._say(doing)
 
+    def progress(self, doing: str, done: int, total: int, seconds: float, figure: str) -> None:
+        """Long work that is no step: how far it is, and the time left."""
+        left = seconds / done * (total - done)
+        line = f"{doing} {done}/{total}, {figure}, {left / 60:.0f} min left"
+        with self._lock:
+            self._bar.set_description_str(line)
+            tenth = max(1, total // 10)
+            if self._bar.disable and (done % tenth == 0 or done == total):
+                self._say(line)
+
     def training_begins(self) -> None:
         """The time left is estimated from here on: starting up and held-out games are no steps."""
         self._steps_done = 0

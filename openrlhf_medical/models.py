@@ -119,8 +119,9 @@ def _save(folder: Path, model: Any, tokenizer: Any) -> None:
     partial.rename(folder)
 
 
-def check_model_folder(name_or_path: str) -> None:
-    """Raise UserError where a local folder cannot be a model (names of a model hub pass).
+def check_model_folder(name_or_path: str, *, adapter: bool = False) -> None:
+    """Raise UserError where a local folder cannot be a model (names of a model hub pass), or, with
+    ``adapter``, where it is no LoRA adapter.
 
     Called before anything starts: upstream would fail minutes later, inside a worker.
     """
@@ -131,6 +132,13 @@ def check_model_folder(name_or_path: str) -> None:
                             "Hugging Face name such as HuggingFaceTB/SmolLM2-135M-Instruct; "
                             "launch/quickstart.sh makes models/smollm2-135m")  # fmt: skip
         return
+    if adapter:
+        if not (folder / "adapter_config.json").exists():
+            raise UserError(f"{name_or_path} has no adapter_config.json: with ds.lora.rank above 0 the frozen side "
+                            "plays as an adapter on the same base; give an adapter's folder")  # fmt: skip
+        return
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise UserError(f"{name_or_path} is an adapter: fold it into its base first, with peft's merge_and_unload")
     if not (folder / "config.json").exists():
         raise UserError(f"{name_or_path} has no config.json: it is not a Hugging Face model folder")
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):

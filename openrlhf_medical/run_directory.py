@@ -8,8 +8,9 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,8 +44,10 @@ class RunDirectory:
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self.metrics_file, self.games_file = folder / "metrics.jsonl", folder / "games.jsonl"
-        self.log_file = folder / "run.log"
+        self.log_file, self.warm_start_file = folder / "run.log", folder / "warm_start.jsonl"
+        self.good_state = folder / "good_state"
         self._open: dict[Path, TextIO] = {}
+        self._lock = threading.Lock()
 
     def create(self, config_yaml: str) -> None:
         self.checkpoints.mkdir(parents=True)
@@ -53,11 +56,27 @@ class RunDirectory:
 
     def discard_if_unused(self) -> None:
         """Remove the folder again if nothing was played: a mistake found while starting leaves nothing behind."""
-        if not self.games_file.exists() and not self.metrics_file.exists():
+        if not any(file.exists() for file in (self.games_file, self.metrics_file, self.warm_start_file)):
             shutil.rmtree(self.folder)
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         self._append(self.metrics_file, [{"step": step, "time": time.time(), **metrics}])
+
+    def add_warm_start(self, step: int, metrics: dict[str, float]) -> None:
+        """Callable from several threads: each policy writes its own lines."""
+        with self._lock:
+            self._append(self.warm_start_file, [{"step": step, "time": time.time(), **metrics}])
+
+    def replace(self, folder: Path, write: Callable[[Path], None]) -> None:
+        """Write a folder beside its place and exchange it for the old one, so that one of them is whole."""
+        fresh, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        write(fresh)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
 
     def add_games(self, games: Iterable[Game]) -> None:
         self._append(self.games_file, (game.to_json() for game in games))

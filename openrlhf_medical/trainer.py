@@ -1,33 +1,36 @@
-"""Self-play: the loop on one page, and the two commands that run it.
+"""Self-play: the loop on one page.
 
 seeds ─► games (engines, judge) ─► trajectories by role ─► each policy: log-probabilities,
   ▲                                                         role-wise advantages, update
   └───────────────── verified weight sync ◄─────────────────────────────┘
+
+With ``train.async_enable`` the next step's games are played while the update runs; they are over before
+new weights land, so no reply has tokens of two versions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from openrlhf_medical import assembly, cluster
-from openrlhf_medical.config import RunConfig, dump_config
+from openrlhf_medical.config import RunConfig
 from openrlhf_medical.console import Console
-from openrlhf_medical.data.seed_files import read_seeds
 from openrlhf_medical.data.stream import SeedStream
-from openrlhf_medical.errors import RunError, UserError
+from openrlhf_medical.errors import RunError
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
 from openrlhf_medical.game.metrics import game_metrics
 from openrlhf_medical.game.players import Role
-from openrlhf_medical.game.records import Game, GameStatus
-from openrlhf_medical.game.seeds import Category, Seed
+from openrlhf_medical.game.records import Game, GameStatus, turns_of
+from openrlhf_medical.game.seeds import Seed
+from openrlhf_medical.health import Finding, HealthMonitor
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.learner.policy import Learner
+from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.trajectories import Trajectory, trajectories_of
 from openrlhf_medical.run_directory import MetricsLog, RunDirectory
 
@@ -38,6 +41,12 @@ same policy. bf16 noise is about 0.02; a stale output head was measured at sever
 BEFORE = -1
 """Step number of the held-out games before training; those after it carry the number of steps."""
 
+MAX_ROLLBACKS = 3
+"""A run that collapses again and again needs another configuration, not another try."""
+
+Played = tuple[list[Game], dict[str, float]]
+T = TypeVar("T")
+
 
 class SelfPlayTrainer:
     """Plays, updates, syncs. Everything it works with is handed in."""
@@ -46,51 +55,70 @@ class SelfPlayTrainer:
         self,
         config: RunConfig,
         learners: list[Learner],
+        league: League,
         manager: MedicalDialogueGameManager,
         judge: JudgeClient,
         seeds: SeedStream,
         held_out: SeedStream | None,
+        monitor: HealthMonitor,
         directory: RunDirectory,
         console: Console,
     ):
-        self.config, self.learners, self.manager, self.judge = config, learners, manager, judge
-        self.seeds, self.held_out = seeds, held_out
+        self.config, self.learners, self.league, self.manager, self.judge = config, learners, league, manager, judge
+        self.seeds, self.held_out, self.monitor = seeds, held_out, monitor
         self.directory, self.console = directory, console
         self.metrics_log = MetricsLog(config, directory)
+        self._ahead = ThreadPoolExecutor(1)
+        self._next: Future[Played] | None = None
+        self._rollbacks, self._good_health = 0, monitor.state()
 
     def fit(self) -> None:
         """All steps, held-out games before and after, checkpoints, and the closing table."""
+        self.keep(0)
         before = self.evaluate("before training", BEFORE)
         self.console.training_begins()
         for step in range(self.config.run.steps):
-            metrics = self.step(step)
+            games, metrics = self.step(step)
+            findings = self.monitor.check(step, games, metrics)
             self.metrics_log.write(step, metrics)
             self.console.step_done(metrics)
-            if self.config.ckpt.save_steps > 0 and (step + 1) % self.config.ckpt.save_steps == 0:
-                self.save(f"step_{step + 1}")
+            self.heed(step, findings)
+            self.keep(step + 1)
         self.save("final")
         after = self.evaluate("after training", self.config.run.steps)
         self.console.summary(before, after, self.directory.folder)
 
-    def step(self, step: int) -> dict[str, float]:
-        """One step: games, then one update and one sync of every policy. Returns the step's metrics."""
+    def step(self, step: int) -> Played:
+        """One step: games, then one update and one sync of every policy."""
         started = time.monotonic()
-        for learner in self.learners:
-            learner.check_engines()
-        games, metrics = self.play(self.seeds.step(step, self.config.rollout.batch_size), step, "playing")
+        games, metrics = self._next.result() if self._next else self.play_step(step)
         self.directory.add_games(games)
         self._refuse_failing(games)
+        if self.config.train.async_enable and step + 1 < self.config.run.steps:
+            self._next = self._ahead.submit(self.play_step, step + 1)
         trajectories = trajectories_of(games)
         self.console.phase("learning")
-        # Each policy has workers of its own: they learn side by side, and the slowest one's time counts.
-        with ThreadPoolExecutor(len(self.learners)) as pool:
-            for learned in pool.map(lambda learner: self.learn(learner, trajectories, step), self.learners):
-                for name, value in learned.items():
-                    metrics[name] = max(value, metrics.get(name, value))
-        metrics["time/step_s"] = time.monotonic() - started
-        return metrics
+        for learned in self._side_by_side(lambda learner: self.learn(learner, trajectories, step)):
+            for name, value in learned.items():  # the slowest, the largest difference; NaN is kept
+                metrics[name] = value if not value <= metrics.get(name, value) else metrics.get(name, value)
+        if self._next is not None:
+            self._next.exception()  # drained: it is raised where the games are needed
+        began = time.monotonic()
+        self._side_by_side(Learner.sync)
+        metrics |= {"time/sync_s": time.monotonic() - began, "time/step_s": time.monotonic() - started}
+        return games, metrics
 
-    def play(self, seeds: list[Seed], step: int, doing: str) -> tuple[list[Game], dict[str, float]]:
+    def play_step(self, step: int) -> Played:
+        """A step's games, with the weights that the engines hold now."""
+        self.league.prepare(step)
+        for learner in self.learners:
+            learner.check_engines()
+        for opponent in self.league.opponents.values():
+            opponent.check_engines()
+        games, metrics = self.play(self.seeds.step(step, self.config.rollout.batch_size), step, "playing")
+        return games, metrics | self.league.record(games)
+
+    def play(self, seeds: list[Seed], step: int, doing: str) -> Played:
         """Games on these seeds and what they say."""
         self.console.playing(doing, len(seeds) * self.manager.rules.attacks_per_seed
                              * self.manager.rules.assessments_per_note)  # fmt: skip
@@ -98,7 +126,7 @@ class SelfPlayTrainer:
         games = asyncio.run(self.manager.play(seeds, step=step, on_game=self.console.game_done))
         seconds = time.monotonic() - started
         metrics = game_metrics(games)
-        tokens = sum(len(t.reply.token_ids) for g in games for t in (g.attacker, g.assessor) if t is not None)
+        tokens = sum(len(turn.reply.token_ids) for role in Role for _, turn in turns_of(games, role))
         metrics |= {"time/games_s": seconds, "throughput/games_per_s": len(games) / seconds,
                     "throughput/tokens_per_s": tokens / seconds}  # fmt: skip
         if "latency_s" in (judge := self.judge.snapshot()):
@@ -106,22 +134,20 @@ class SelfPlayTrainer:
         return games, metrics
 
     def learn(self, learner: Learner, trajectories: list[Trajectory], step: int) -> dict[str, float]:
-        """Log-probabilities, advantages, update and sync of one policy on its own roles' samples."""
+        """Log-probabilities, advantages and update of one policy on its own roles' samples."""
         own = [t for t in trajectories if t.role in learner.roles]
-        if not own:
+        marks = [time.monotonic()]
+        prepared = learner.prepare(own) if own else None
+        if prepared is None:
             self.console.warn(f"step {step}: no game trains policy {learner.name}; its weights stay as they are")
             return {f"policy/{role}/samples": 0.0 for role in learner.roles}
-        marks = [time.monotonic()]
-        prepared = learner.prepare(own)
         if not prepared.metrics["sync/logprob_mean_diff"] <= PARITY_LIMIT:  # NaN is no agreement either
             raise RunError(f"the engines of policy {learner.name} do not play its weights: log-probabilities differ by "
                            f"{prepared.metrics['sync/logprob_mean_diff']:.2f} per token on average")  # fmt: skip
         marks.append(time.monotonic())
-        updated = learner.update(prepared, seed=self.config.train.seed + step)
+        updated = learner.update(prepared, seed=self.config.train.seed + step, step=step)
         marks.append(time.monotonic())
-        learner.sync()
-        marks.append(time.monotonic())
-        phases = ("log_probs", "update", "sync")
+        phases = ("log_probs", "update")
         seconds = {f"time/{phase}_s": b - a for phase, (a, b) in zip(phases, itertools.pairwise(marks), strict=True)}
         return prepared.metrics | updated | seconds
 
@@ -129,102 +155,77 @@ class SelfPlayTrainer:
         """Held-out games with the current weights; None where the configuration asks for none."""
         if self.held_out is None:
             return None
+        self.league.prepare(max(0, step))
         games, metrics = self.play(self.held_out.step(0, self.config.run.eval_games), step, f"held-out games {when}")
         self.directory.add_games(games)
+        self._refuse_failing(games)
         self.metrics_log.write(step, {f"eval/{name}": value for name, value in metrics.items()})
         return metrics
 
-    def save(self, name: str) -> None:
-        """``checkpoints/<name>/<policy>``: folders that transformers and vLLM open."""
+    # ── What is kept, and what is gone back to ──
+
+    def keep(self, steps_done: int) -> None:
+        """Checkpoints, members of the pool, and states to go back to, as far as each is due now."""
+        every = self.config.ckpt.save_steps
+        if steps_done and every > 0 and steps_done % every == 0:
+            self.save(f"step_{steps_done}")
+        if self.league.wants(steps_done):
+            self.league.add(steps_done, self.save(f"pool/step_{steps_done}"))
+        healthy = not self.monitor.suspicious and steps_done % self.config.run.good_every == 0
+        if self.config.run.on_collapse == "rollback" and healthy:
+            self.directory.replace(self.directory.good_state, self._save_states)
+            self._good_health = self.monitor.state()
+
+    def save(self, name: str) -> str:
+        """``checkpoints/<name>/<policy>``: folders that transformers and vLLM open. Returns the folder."""
         self.console.phase("saving")
         folder = self.directory.checkpoints / name
-        folder.mkdir()
+        folder.mkdir(parents=True)
         for learner in self.learners:
             learner.save(folder / learner.name)
+        return str(folder)
+
+    def heed(self, step: int, findings: Sequence[Finding]) -> None:
+        """Say what the health checks found, and do what ``run.on_collapse`` asks for."""
+        for finding in findings:
+            self.console.warn(f"step {step}: {finding.kind} ({finding.role or 'run'}): {finding.evidence}")
+        action = self.config.run.on_collapse
+        if not findings or action == "warn":
+            return
+        if action == "stop" or self._rollbacks == MAX_ROLLBACKS:
+            folder = self.save("collapsed")
+            raise RunError(f"stopped at step {step} (run.on_collapse {action}, {self._rollbacks} rollbacks): "
+                           f"{findings[0].evidence}; weights are in {folder}")  # fmt: skip
+        self._rollbacks += 1
+        self._next = None  # games of the weights that are given up
+        self._side_by_side(lambda learner: learner.load_state(self.directory.good_state / learner.name))
+        self._side_by_side(Learner.sync)
+        self.monitor.load(self._good_health)
+        self.console.warn(f"step {step}: back to the last good state ({self._rollbacks} of {MAX_ROLLBACKS} times)")
+
+    def _save_states(self, folder: Path) -> None:
+        self._side_by_side(lambda learner: learner.save_state(folder / learner.name))
+
+    def _side_by_side(self, work: Callable[[Learner], T]) -> list[T]:
+        """``work`` on every policy: those with workers of their own at the same time, adapters on the same
+        base one after another, in the same order on all ranks."""
+        bases: dict[int, list[Learner]] = {}
+        for learner in self.learners:
+            bases.setdefault(id(learner.workers.policy), []).append(learner)
+        with ThreadPoolExecutor(len(bases)) as pool:
+            results = pool.map(lambda own: [work(learner) for learner in own], bases.values())
+            return [result for own in results for result in own]
 
     def _refuse_failing(self, games: list[Game]) -> None:
         failed = [game for game in games if game.status is GameStatus.ERROR]
         limit = self.config.judge.max_failed_fraction
         if len(failed) > limit * len(games):
-            self.save("interrupted")
+            folder = self.save("interrupted")
             raise RunError(f"{len(failed)} of {len(games)} games failed, more than judge.max_failed_fraction "
-                           f"({limit:g}) allows; weights are in {self.directory.checkpoints / 'interrupted'}. "
+                           f"({limit:g}) allows; weights are in {folder}. "
                            f"The first failure: {failed[0].reason}")  # fmt: skip
 
-
-# ── The commands ──
-
-
-def train(config: RunConfig) -> None:
-    """``openrlhf-medical train``: start everything, train, stop everything."""
-    directory = RunDirectory(config.run.folder.resolve())  # workers have working directories of their own
-    mix = {Category(name): share for name, share in config.game.mix.model_dump().items()}
-    seeds = SeedStream(read_seeds(config.data.train), mix, config.train.seed, str(config.data.train))
-    held_out = None
-    if config.run.eval_games:
-        held_out = SeedStream(read_seeds(config.data.val), mix, config.train.seed, str(config.data.val))
-    tokenizer = assembly.load_tokenizer(config)
-    checked = seeds.all_seeds() + (held_out.all_seeds() if held_out else [])
-    assembly.check_prompts_fit(config, checked, tokenizer)
-    directory.create(dump_config(config))
-    try:
-        _train(config, seeds, held_out, tokenizer, directory)
-    except UserError:
-        directory.discard_if_unused()  # so that the same command works once the mistake is mended
-        raise
-
-
-def _train(
-    config: RunConfig, seeds: SeedStream, held_out: SeedStream | None, tokenizer: Any, directory: RunDirectory
-) -> None:
-    console = Console(config.run.steps, directory.log_file)
-    with (
-        console,
-        assembly.judge_of(config, directory.folder) as judge,
-        cluster.session(assembly.bundles_needed(config)),
-    ):
-        console.phase("starting workers (about a minute)")
-        learners = assembly.start_learners(config, tokenizer.pad_token_id, assembly.engine_spec(config))
-        pools = {role: learner.engines for learner in learners for role in learner.roles}
-        players = assembly.players_of(config, pools, tokenizer)
-        manager = MedicalDialogueGameManager(players[Role.ATTACKER], players[Role.ASSESSOR], judge, config.rules())
-        trainer = SelfPlayTrainer(config, learners, manager, judge, seeds, held_out, directory, console)
-        try:
-            trainer.fit()
-        finally:
-            trainer.metrics_log.close()
-            directory.close()
-
-
-def play(config: RunConfig, *, num_samples: int, num_episodes: int, output: Path) -> None:
-    """``openrlhf-medical play``: one model plays both roles; games and rewards, no updates.
-
-    Writes one line a game to ``output``, which must not exist yet.
-    """
-    if output.exists():
-        raise UserError(f"{output} exists already: give another --output, or move that file away")
-    mix = {Category(name): share for name, share in config.game.mix.model_dump().items()}
-    seeds = SeedStream(read_seeds(config.data.train), mix, config.train.seed, str(config.data.train))
-    tokenizer = assembly.load_tokenizer(config)
-    assembly.check_prompts_fit(config, seeds.all_seeds(), tokenizer)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    console = Console(num_episodes, output.with_suffix(".log"))
-    with console, assembly.judge_of(config, output.parent) as judge, cluster.session(
-        config.vllm.num_engines * config.vllm.tensor_parallel_size
-    ):  # fmt: skip
-        console.phase("starting engines (about half a minute)")
-        engines = assembly.start_engine_pool(config)
-        players = assembly.players_of(config, dict.fromkeys(Role, engines), tokenizer)
-        manager = MedicalDialogueGameManager(players[Role.ATTACKER], players[Role.ASSESSOR], judge, config.rules())
-        everything: list[Game] = []
-        console.training_begins()
-        with output.open("x", encoding="utf-8") as file:
-            for episode in range(num_episodes):
-                drawn = seeds.step(0, num_samples)
-                console.playing("playing", len(drawn) * manager.rules.attacks_per_seed
-                                * manager.rules.assessments_per_note)  # fmt: skip
-                games = asyncio.run(manager.play(drawn, step=episode, on_game=console.game_done))
-                file.writelines(json.dumps(game.to_json(), ensure_ascii=False) + "\n" for game in games)
-                everything += games
-                console.step_done(game_metrics(games))
-        console.play_summary(game_metrics(everything), output)
+    def close(self) -> None:
+        self._ahead.shutdown(cancel_futures=True)
+        self.metrics_log.close()
+        self.directory.close()

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 def contradictions(config: RunConfig) -> Iterator[str]:
     """Sentences about keys that do not go together."""
     yield from _idle_keys(config)
+    yield from _players(config)
+    yield from _estimators(config)
+    yield from _adapters(config)
     yield from _lengths_and_sampling(config)
     yield from _deepspeed(config)
     yield from _workers(config)
@@ -36,6 +39,79 @@ def _idle_keys(config: RunConfig) -> Iterator[str]:
         yield f"actor.muon is set but actor.optim is {actor.optim}: set actor.optim muon or remove actor.muon"
     if clip[0] >= clip[1]:
         yield f"reward.clip_range is {list(clip)}: LOW must be below HIGH"
+
+
+def _players(config: RunConfig) -> Iterator[str]:
+    """Who learns, and against whom."""
+    roles, met = config.roles, config.roles.met
+    alone = roles.train != "both"
+    if not alone and met in ("base", "checkpoint"):
+        yield (
+            f"roles.opponent {met} needs a side that does not learn, but roles.train is both: set roles.train to "
+            "attacker or assessor, or roles.opponent to current or pool"
+        )
+    if alone and met in ("current", "pool") and roles.policy != "shared":
+        yield (
+            f"roles.opponent {met} with roles.train {roles.train} and roles.policy {roles.policy}: the other side's "
+            "policy never changes; set roles.opponent to base or checkpoint, or roles.policy to shared"
+        )
+    if (roles.checkpoint is not None) != (met == "checkpoint"):
+        yield "roles.checkpoint and roles.opponent checkpoint go together: set both or neither"
+    if roles.pool != type(roles.pool)() and met != "pool":
+        yield "roles.pool is set but roles.opponent is not pool: set it, or remove roles.pool"
+    if met == "pool" and not alone and roles.pool.share == 0:
+        yield "roles.pool.share 0 never meets the pool: raise it, or set roles.opponent to current"
+    train = config.train
+    if (train.sft_coef > 0 or train.sft_warmup_steps) and config.ds.ring_attn_size > 1:
+        yield "train.sft_coef and train.sft_warmup_steps do not split sequences: set ds.ring_attn_size 1"
+    if train.async_enable and train.colocate_all:
+        yield (
+            "train.async_enable plays games while the policy learns, and train.colocate_all has both on the same "
+            "GPUs: remove one of them"
+        )
+    if train.async_enable and config.algo.advantage.is_correction_level == "off":
+        yield (
+            "train.async_enable learns from games of the version before: set algo.advantage.is_correction_level to "
+            "token or seq, which corrects for it"
+        )
+
+
+def _estimators(config: RunConfig) -> Iterator[str]:
+    advantage, game = config.algo.advantage, config.game
+    name, groups = advantage.estimator, {"attacker": game.attacks_per_seed, "assessor": game.assessments_per_note}
+    keys = {"attacker": "game.attacks_per_seed", "assessor": "game.assessments_per_note"}
+    if name in ("reinforce_baseline", "rloo", "group_norm"):
+        for role in sorted(config.trained_roles):
+            if groups[role] < 2:
+                yield (
+                    f"algo.advantage.estimator {name} compares within a group, but {keys[role]} is {groups[role]}: "
+                    "set it to at least 2"
+                )
+    if name not in ("reinforce", "gae") and advantage.gamma != 1:
+        yield f"algo.advantage.gamma is {advantage.gamma:g}, but {name} knows no discount: set it to 1"
+    if name != "gae":
+        if advantage.lambd != 1:
+            yield f"algo.advantage.lambd is read by estimator gae only, found {name}: remove it"
+        if config.critic != type(config.critic)():
+            yield f"critic is set, but only estimator gae has one, found {name}: remove it or set gae"
+
+
+def _adapters(config: RunConfig) -> Iterator[str]:
+    ds, roles = config.ds, config.roles
+    if ds.lora.rank == 0:
+        if roles.policy == "adapters":
+            yield "roles.policy adapters needs ds.lora.rank above 0 (16 is usual)"
+        if ds.load_in_4bit:
+            yield "ds.load_in_4bit freezes the base: training needs adapters, set ds.lora.rank above 0"
+        if ds.lora != type(ds.lora)():
+            yield "ds.lora is set but ds.lora.rank is 0: set the rank, or remove ds.lora"
+        return
+    if ds.zero_stage == 3 and roles.policy == "adapters":
+        yield "roles.policy adapters has two optimizers on one frozen base, which ds.zero_stage 3 cannot split: set 2"
+    if config.train.enable_ema:
+        yield "train.enable_ema averages all weights: it does not go with ds.lora.rank above 0"
+    if config.algo.advantage.estimator == "gae":
+        yield "estimator gae would freeze a random value head under ds.lora.rank above 0: choose another estimator"
 
 
 def _lengths_and_sampling(config: RunConfig) -> Iterator[str]:
@@ -66,6 +142,8 @@ def _lengths_and_sampling(config: RunConfig) -> Iterator[str]:
 
 def _deepspeed(config: RunConfig) -> Iterator[str]:
     ds = config.ds
+    if config.train.dynamic_batch_enable and not ds.packing_samples:
+        yield "train.dynamic_batch_enable counts tokens without padding: set ds.packing_samples true"
     if ds.packing_samples and ds.attn_implementation != "auto" and "flash" not in ds.attn_implementation:
         yield (
             f"ds.packing_samples needs FlashAttention, but ds.attn_implementation is {ds.attn_implementation}: "
@@ -86,6 +164,12 @@ def _deepspeed(config: RunConfig) -> Iterator[str]:
 
 def _workers(config: RunConfig) -> Iterator[str]:
     workers = config.actor.num_nodes * config.actor.num_gpus_per_node
+    critics = config.critic.num_nodes * config.critic.num_gpus_per_node
+    if config.algo.advantage.estimator == "gae" and critics != workers:
+        yield (
+            f"the critic learns from the policy's batches, but critic.num_nodes * critic.num_gpus_per_node is "
+            f"{critics} and actor.num_nodes * actor.num_gpus_per_node is {workers}: make them equal"
+        )
     per_sample = config.ds.ring_attn_size * config.ds.tensor_parallel_size
     if workers % per_sample:
         yield (
@@ -131,6 +215,9 @@ def check_hardware(config: RunConfig, has_gpu: bool) -> None:
         "ds.packing_samples": (ds.packing_samples, "it needs FlashAttention"),
         "ds.ring_attn_size": (ds.ring_attn_size > 1, "it needs FlashAttention"),
         "ds.attn_implementation": ("flash" in ds.attn_implementation, "FlashAttention runs on NVIDIA GPUs only"),
+        "train.dynamic_batch_enable": (config.train.dynamic_batch_enable, "it needs FlashAttention"),
+        "train.enable_ema": (config.train.enable_ema, "upstream keeps the average on the device cuda"),
+        "ds.load_in_4bit": (ds.load_in_4bit, "bitsandbytes quantises on NVIDIA GPUs"),
         "ds.use_liger_kernel": (ds.use_liger_kernel, "Liger's kernels are Triton code for GPUs"),
     }
     found = [f"{key} ({reason})" for key, (asked, reason) in needs_gpu.items() if asked]

@@ -9,7 +9,6 @@ _SPLIT = "openrlhf-medical prepare-data --train-ratio"
 _FOLDER = "run.dir and run.name"
 _ROLES = "actor.model_name_or_path (both roles start from it)"
 _GAME = "no key: every run is a self-play run"
-_NO_LORA = "no key: adapters are not in this version"
 _WANDB = "logger.wandb.key_file"
 
 FLAT_KEYS: dict[str, str] = {
@@ -76,7 +75,7 @@ FLAT_KEYS: dict[str, str] = {
     "seed": "train.seed",
     "learning_rate": "actor.adam.lr",
     "actor_learning_rate": "actor.adam.lr",
-    "critic_learning_rate": "no key: there is no critic in this version",
+    "critic_learning_rate": "critic.adam.lr",
     "adam_betas": "actor.adam.betas",
     "l2": "actor.adam.weight_decay",
     "weight_decay": "actor.adam.weight_decay",
@@ -94,7 +93,7 @@ FLAT_KEYS: dict[str, str] = {
     "use_kl_loss": "algo.kl.use_loss",
     "advantage_estimator": "algo.advantage.estimator",
     "gamma": "algo.advantage.gamma",
-    "lambd": "no key: only estimator gae reads it",
+    "lambd": "algo.advantage.lambd",
     "normalize_reward": "no key: rewards are game.rewards, advantages are whitened for each role",
     "gradient_checkpointing": "actor.gradient_checkpointing_enable",
     # DeepSpeed
@@ -106,18 +105,18 @@ FLAT_KEYS: dict[str, str] = {
     "flash_attn": "ds.attn_implementation flash_attention_2",
     "attn_implementation": "ds.attn_implementation",
     "packing_samples": "ds.packing_samples",
-    "load_in_4bit": _NO_LORA,
-    "lora_rank": _NO_LORA,
-    "lora_alpha": _NO_LORA,
-    "lora_dropout": _NO_LORA,
-    "target_modules": _NO_LORA,
+    "load_in_4bit": "ds.load_in_4bit",
+    "lora_rank": "ds.lora.rank",
+    "lora_alpha": "ds.lora.alpha",
+    "lora_dropout": "ds.lora.dropout",
+    "target_modules": "ds.lora.target_modules",
     # placement
     "actor_num_nodes": "actor.num_nodes",
     "actor_num_gpus_per_node": "actor.num_gpus_per_node",
     "ref_num_nodes": "ref.num_nodes",
     "ref_num_gpus_per_node": "ref.num_gpus_per_node",
-    "critic_num_nodes": "no key: there is no critic in this version",
-    "critic_num_gpus_per_node": "no key: there is no critic in this version",
+    "critic_num_nodes": "critic.num_nodes",
+    "critic_num_gpus_per_node": "critic.num_gpus_per_node",
     "reward_num_nodes": "no key: the judge is a server of its own (judge.urls)",
     "reward_num_gpus_per_node": "no key: the judge is a server of its own (judge.urls)",
     "colocate_all_models": "train.colocate_all",

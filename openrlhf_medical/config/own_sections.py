@@ -45,6 +45,10 @@ class AssessorCoefficients(Section):
     res_harm: NotNegative | None = Field(default=None, description="for being right")
     res_refusal: NotNegative | None = Field(default=None, description="for not refusing")
     format: NotNegative | None = Field(default=None, description="for a well-formed reply")
+    localisation: NotNegative | None = Field(
+        default=None,
+        description="for naming and correcting the wrong sentence (MEDEC's subtasks B and C); 0 in all schemes",
+    )
 
 
 class Coefficients(Section):
@@ -83,6 +87,9 @@ class Game(Section):
         default="note", description="the attacker writes the whole note, or one sentence that is spliced in"
     )
     cot: bool = Field(default=True, description="hidden chain of thought; false is the no-CoT ablation")
+    localise: bool = Field(
+        default=True, description="ask the assessor for the wrong sentence and its correction, beside the verdict"
+    )
     attacks_per_seed: Count = Field(default=1, description="attackers on the same seed")
     assessments_per_note: Count = Field(default=1, description="assessors on the same presented note")
     unassessable_share: float = Field(
@@ -93,6 +100,15 @@ class Game(Section):
     )
     ties: Literal["drop"] = Field(default="drop", description="a game without a label trains neither role")
     rewards: Rewards = Rewards()
+
+    @model_validator(mode="after")
+    def _localisation_is_asked_for(self) -> Game:
+        if self.rewards.coefficients.assessor.localisation and not self.localise:
+            raise ValueError(
+                "game.rewards.coefficients.assessor.localisation rewards what game.localise false does not ask for: "
+                "set game.localise true, or remove the coefficient"
+            )
+        return self
 
     @field_validator("length_ratio")
     @classmethod
@@ -122,13 +138,56 @@ class Judge(Section):
         return tuple(url.rstrip("/") for url in urls)
 
 
+class Pool(Section):
+    """Past checkpoints of this run, for roles.opponent pool."""
+
+    size: int = Field(default=4, ge=2, description="past versions kept; the start is always one of them")
+    every: Count = Field(default=10, description="steps between two additions")
+    sampling: Literal["latest", "uniform", "hardest"] = Field(
+        default="uniform", description="which member plays a step; hardest: by its win rate against the trained side"
+    )
+    share: Share = Field(
+        default=0.5,
+        description="with roles.train both: share of seeds played against the pool, half of them for each role",
+    )
+
+
 class Roles(Section):
-    policy: Literal["separate", "shared"] = Field(
-        default="separate", description="attacker and assessor are two policies, or one policy plays both"
+    policy: Literal["separate", "shared", "adapters"] = Field(
+        default="separate",
+        description="two policies; one that plays both roles; or one frozen base with a LoRA adapter for each role",
     )
-    train: Literal["both"] = Field(
-        default="both", description="roles whose turns are trained on; only both in this version (no frozen role yet)"
+    train: Literal["both", "attacker", "assessor"] = Field(default="both", description="roles that learn")
+    opponent: Literal["current", "base", "checkpoint", "pool"] | None = Field(
+        default=None,
+        description="who the learning side meets: the other side's current policy, the model that training starts "
+        "from, roles.checkpoint, or past versions; null: current where both learn, else base",
     )
+    checkpoint: Path | None = Field(
+        default=None, description="model folder of the frozen side, for opponent checkpoint"
+    )
+    pool: Pool = Pool()
+
+    @property
+    def met(self) -> Literal["current", "base", "checkpoint", "pool"]:
+        """``opponent`` with its default settled."""
+        return self.opponent or ("current" if self.train == "both" else "base")
+
+
+class Health(Section):
+    """From where on a step counts as collapsed; see health.HealthLimits."""
+
+    window: Count = Field(default=3, description="steps in a row before it is told")
+    min_turns: Count = Field(default=8, description="turns in a step, below which a share of them says nothing")
+    one_sided_share: Share = Field(default=0.95, description="share of one verdict")
+    mixed_truth_share: Share = Field(default=0.2, description="share of the rarer truth, so that verdicts should vary")
+    violation_share: Share = Field(default=0.5, description="share of a role's replies out of form")
+    forfeit_share: Share = Field(default=0.5, description="share of attackers that wrote no note")
+    able_share: Share = Field(default=0.25, description="share of either, up to which a role has shown that it can")
+    copy_share: Share = Field(default=0.8, description="share of adversarial notes that copy their seed")
+    entropy_nats: NotNegative = Field(default=0.02, description="entropy per token, below which nothing is explored")
+    equal_reward_share: Share = Field(default=0.98, description="share of groups or batches with equal rewards")
+    sync_nats: Positive = Field(default=0.2, description="mean log-probability gap of engine and policy per token")
 
 
 class Run(Section):
@@ -143,6 +202,14 @@ class Run(Section):
     eval_games: int = Field(
         default=64, ge=0, description="held-out games before the first and after the last step; 0 none"
     )
+    on_collapse: Literal["warn", "stop", "rollback"] = Field(
+        default="warn",
+        description="when a health check finds a collapse: say so, stop, or go back to the last good checkpoint",
+    )
+    good_every: Count = Field(
+        default=10, description="with on_collapse rollback: steps between two states to go back to"
+    )
+    health: Health = Health()
     start_timeout_s: Positive = Field(default=1800.0, description="deadline for all workers and engines to load")
     placement_timeout_s: Positive = Field(default=600.0, description="deadline for Ray to find room for all workers")
     generate_timeout_s: Positive = Field(default=1800.0, description="deadline of one reply")

@@ -26,6 +26,7 @@ class RunConfig(Section):
     train: upstream.Train = upstream.Train()
     algo: upstream.Algo = upstream.Algo()
     ref: upstream.Ref = upstream.Ref()
+    critic: upstream.Critic = upstream.Critic()
     vllm: upstream.Vllm = upstream.Vllm()
     ds: upstream.Ds = upstream.Ds()
     ckpt: upstream.Ckpt = upstream.Ckpt()
@@ -50,6 +51,7 @@ class RunConfig(Section):
             benign_goal=game.benign_goal,
             edit=game.edit,
             cot=game.cot,
+            localise=game.localise,
             attacks_per_seed=game.attacks_per_seed,
             assessments_per_note=game.assessments_per_note,
             unassessable_share=game.unassessable_share,

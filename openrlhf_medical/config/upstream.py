@@ -19,19 +19,16 @@ class NotOffered(NamedTuple):
     why: str
 
 
-_CRITIC = "a critic is trained by estimator gae only, which this version does not have"
+_CRITIC = "the critic of estimator gae learns with Adam, beside the policy, and is no result of a run"
 _REWARD_MODEL = "the truth comes from judge.urls and the rewards from game.rewards"
 _DATASET = "games are played on the seeds in data.train, made by openrlhf-medical prepare-data"
 _EVAL = "held-out games are set by run.eval_games"
-_ASYNC = "asynchronous training is not in this version"
+_ASYNC = "asynchronous games are at most one version old and never split over two"
 _SYNC = "weight sync is ours and chooses by the hardware"
 _FILTER = "a game without a result is dropped (game.ties); there is no other filter"
 _IMAGES = "notes are text"
 _IGNORED = "DeepSpeed ignores it"
 _CHECKPOINTS = "every checkpoint is a Hugging Face folder and is kept"
-_ADAPTERS = "weight sync sends whole weights, not adapters"
-_DYNAMIC = "micro-batches are planned by samples of similar length, not by tokens"
-_EMA = "checkpoints hold the policy itself, so a moving average would never be used"
 _RUN_FOLDER = "a run's files lie in <run.dir>/<run.name>"
 
 NOT_OFFERED: dict[str, NotOffered] = {
@@ -46,10 +43,6 @@ NOT_OFFERED: dict[str, NotOffered] = {
     "reward.model_name_or_path": NotOffered(None, _REWARD_MODEL),
     "reward.remote_url": NotOffered(None, _REWARD_MODEL),
     "reward.offload": NotOffered(False, _REWARD_MODEL),
-    "critic.num_nodes": NotOffered(1, _CRITIC),
-    "critic.num_gpus_per_node": NotOffered(8, _CRITIC),
-    "critic.model_name_or_path": NotOffered(None, _CRITIC),
-    "critic.value_clip": NotOffered(0.5, _CRITIC),
     "critic.freezing_steps": NotOffered(-1, _CRITIC),
     "critic.save_value_network": NotOffered(False, _CRITIC),
     "critic.optim": NotOffered("adam", _CRITIC),
@@ -57,17 +50,8 @@ NOT_OFFERED: dict[str, NotOffered] = {
     "critic.muon.momentum": NotOffered(0.95, _CRITIC),
     "critic.muon.ns_steps": NotOffered(5, _CRITIC),
     "critic.muon.nesterov": NotOffered(True, _CRITIC),
-    "critic.adam.lr": NotOffered(9e-6, _CRITIC),
-    "critic.adam.betas": NotOffered((0.9, 0.95), _CRITIC),
-    "critic.adam.eps": NotOffered(1e-8, _CRITIC),
-    "critic.adam.weight_decay": NotOffered(0.0, _CRITIC),
-    "critic.lr_scheduler": NotOffered("cosine_with_min_lr", _CRITIC),
-    "critic.lr_warmup_ratio": NotOffered(0.03, _CRITIC),
-    "critic.min_lr_ratio": NotOffered(0.1, _CRITIC),
-    "critic.max_norm": NotOffered(1.0, _CRITIC),
     "train.colocate_critic_reward": NotOffered(False, _CRITIC),
     "ds.value_head_prefix": NotOffered("score", _CRITIC),
-    "algo.advantage.lambd": NotOffered(1, _CRITIC),
     "actor.muon.ns_steps": NotOffered(5, _IGNORED),
     "actor.muon.nesterov": NotOffered(True, _IGNORED),
     "actor.freeze_visual_encoder": NotOffered(False, _IMAGES),
@@ -75,19 +59,8 @@ NOT_OFFERED: dict[str, NotOffered] = {
     "data.max_images_per_prompt": NotOffered(0, _IMAGES),
     "vllm.sync_backend": NotOffered("nccl", _SYNC),
     "vllm.sync_with_ray": NotOffered(False, _SYNC),
-    "train.async_enable": NotOffered(False, _ASYNC),
     "train.async_queue_size": NotOffered(1, _ASYNC),
     "train.partial_rollout_enable": NotOffered(False, _ASYNC),
-    "train.dynamic_batch_enable": NotOffered(False, _DYNAMIC),
-    "train.max_tokens_per_gpu": NotOffered(16192, _DYNAMIC),
-    "rollout.max_tokens_per_gpu": NotOffered(None, _DYNAMIC),
-    "train.enable_ema": NotOffered(False, _EMA),
-    "train.ema_beta": NotOffered(0.992, _EMA),
-    "ds.lora.rank": NotOffered(0, _ADAPTERS),
-    "ds.lora.alpha": NotOffered(16, _ADAPTERS),
-    "ds.lora.target_modules": NotOffered("all-linear", _ADAPTERS),
-    "ds.lora.dropout": NotOffered(0, _ADAPTERS),
-    "ds.load_in_4bit": NotOffered(False, "4-bit weights train only through adapters, and " + _ADAPTERS),
     "algo.advantage.no_std_norm": NotOffered(False, "each role's advantages are always whitened"),
     "train.num_episodes": NotOffered(1, "a run's length is run.steps"),
     "train.full_determinism_enable": NotOffered(False, "run.deterministic does this and more"),
@@ -127,8 +100,14 @@ NOT_OFFERED: dict[str, NotOffered] = {
 }
 """Every upstream option that is no key of ours, with upstream's default."""
 
-OURS = ("run.", "roles.", "game.", "judge.", "data.train", "data.val", "logger.wandb.key_file")
+OURS = (
+    *("run.", "roles.", "game.", "judge.", "data.train", "data.val", "logger.wandb.key_file"),
+    *("rollout.schedule", "train.sft_"),
+)
 """Beginnings of keys that upstream does not have."""
+
+
+_SFT = ("sft_warmup_steps", "sft_lr", "sft_batch_size", "sft_coef")
 
 
 def upstream_options(config: RunConfig) -> dict[str, Any]:
@@ -152,9 +131,13 @@ def upstream_options(config: RunConfig) -> dict[str, Any]:
 
 def _settle(options: dict[str, Any], config: RunConfig) -> None:
     """Values that follow from others, and the ones that our keys decide."""
-    for key in ("train", "val"):
-        del options["data"][key]
+    for section, names in (("data", ("train", "val")), ("rollout", ("schedule",)), ("train", _SFT)):
+        for name in names:
+            del options[section][name]
     actor, advantage = options["actor"], options["algo"]["advantage"]
+    options["critic"]["model_name_or_path"] = config.critic.model_name_or_path or config.actor.model_name_or_path
+    # Micro-batches by tokens are planned by us: upstream's own reads its replay buffer, which we do not fill.
+    options["train"]["dynamic_batch_enable"] = False
     actor["eps_clip_low_high"] = list(actor["eps_clip_low_high"] or (actor["eps_clip"],) * 2)
     threshold = list(advantage["is_correction_threshold"])
     advantage["is_correction_threshold"] = threshold if len(threshold) == 2 else [0.0, *threshold]

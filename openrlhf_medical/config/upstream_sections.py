@@ -26,6 +26,10 @@ class Adam(Section):
     weight_decay: NotNegative = Field(default=0.0, description="decay of weights, biases and norms excepted")
 
 
+class CriticAdam(Adam):
+    lr: Positive = Field(default=9e-6, description="learning rate of the critic")
+
+
 class Actor(Section):
     """The policy, or each of the two policies."""
 
@@ -50,6 +54,24 @@ class Actor(Section):
     optim: Literal["adam", "muon"] = Field(default="adam", description="optimizer")
     muon: Muon = Muon()
     adam: Adam = Adam()
+    lr_scheduler: str = Field(
+        default="cosine_with_min_lr", description="name of a transformers learning-rate scheduler"
+    )
+    lr_warmup_ratio: Share = Field(default=0.03, description="share of all optimizer steps spent warming up")
+    min_lr_ratio: Share = Field(default=0.1, description="last learning rate, as a share of the highest")
+    max_norm: NotNegative = Field(default=1.0, description="gradients are clipped to this norm; 0 switches it off")
+
+
+class Critic(Section):
+    """The value model of estimator gae; not started by any other."""
+
+    model_name_or_path: str | None = Field(default=None, description="what it starts from; null: as the policy")
+    num_nodes: Count = Field(default=1, description="machines of the critic workers")
+    num_gpus_per_node: Count = Field(
+        default=1, description="workers per machine (Upstream: 8; one lets a laptop start)"
+    )
+    value_clip: Positive = Field(default=0.5, description="clip range of the value loss")
+    adam: CriticAdam = CriticAdam()
     lr_scheduler: str = Field(
         default="cosine_with_min_lr", description="name of a transformers learning-rate scheduler"
     )
@@ -97,10 +119,12 @@ class Kl(Section):
 
 
 class Advantage(Section):
-    estimator: Literal["reinforce"] = Field(
-        default="reinforce", description="reinforce is REINFORCE++, the only one in this version (Upstream: gae)"
+    estimator: Literal["reinforce", "reinforce_baseline", "rloo", "group_norm", "gae"] = Field(
+        default="reinforce",
+        description="reinforce is REINFORCE++; the next three compare within a group; gae has a critic (Upstream: gae)",
     )
-    gamma: Share = Field(default=1.0, description="discount per token")
+    gamma: Share = Field(default=1.0, description="discount per token (reinforce and gae)")
+    lambd: Share = Field(default=1.0, description="lambda of gae")
     is_correction_level: Literal["off", "token", "seq"] = Field(
         default="off",
         description="correct for engine and trainer disagreeing on log-probabilities: per token or per reply",
@@ -121,6 +145,15 @@ class Algo(Section):
     advantage: Advantage = Advantage()
 
 
+class Lora(Section):
+    """Low-rank adapters instead of all weights; needed by roles.policy adapters."""
+
+    rank: int = Field(default=0, ge=0, description="rank of the adapters; 0 trains all weights")
+    alpha: Count = Field(default=16, description="scale of an adapter: alpha over rank")
+    target_modules: str | tuple[str, ...] = Field(default="all-linear", description="layers that get one")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout inside the adapters")
+
+
 class Ds(Section):
     """DeepSpeed, and how models are loaded for training."""
 
@@ -129,6 +162,8 @@ class Ds(Section):
     )
     deepcompile: bool = Field(default=False, description="DeepSpeed's compiler")
     param_dtype: Literal["bf16", "fp16"] = Field(default="bf16", description="number format of the weights")
+    lora: Lora = Lora()
+    load_in_4bit: bool = Field(default=False, description="frozen base in 4 bits (with ds.lora.rank above 0; GPU only)")
     zpg: Count = Field(default=1, description="ZeRO++ partition size (with zero_stage 3)")
     adam_offload: bool = Field(default=False, description="optimizer states in CPU memory")
     attn_implementation: str = Field(
@@ -170,6 +205,13 @@ class Rollout(Section):
     micro_batch_size: Count = Field(
         default=1, description="samples per forward pass for log-probabilities, on each worker"
     )
+    max_tokens_per_gpu: Count | None = Field(
+        default=None, description="with train.dynamic_batch_enable: tokens per forward pass; null: as in training"
+    )
+    schedule: Literal["pipelined", "lockstep"] = Field(
+        default="pipelined",
+        description="each game as fast as it can, or all attacks, then all assessments, then one judge call (ours)",
+    )
     max_new_tokens: Count = Field(
         default=1024,
         description="longest reply of either role, thoughts included (Upstream: null, whatever still fits)",
@@ -185,6 +227,28 @@ class Train(Section):
     micro_batch_size: Count = Field(default=1, description="samples per backward pass, on each worker")
     max_epochs: Count = Field(default=1, description="passes over a step's samples")
     seed: int = Field(default=42, ge=0, description="of everything that is drawn: seeds, replies, shuffles")
+    dynamic_batch_enable: bool = Field(
+        default=False, description="micro-batches of so many tokens instead of samples (with ds.packing_samples)"
+    )
+    max_tokens_per_gpu: Count = Field(default=16192, description="tokens of such a micro-batch")
+    enable_ema: bool = Field(
+        default=False,
+        description="checkpoints hold a moving average of the weights instead of the last ones (GPU only)",
+    )
+    ema_beta: Share = Field(default=0.992, description="its decay per optimizer step")
+    async_enable: bool = Field(
+        default=False, description="play the next games while the update runs: weights are one version older"
+    )
+    sft_warmup_steps: int = Field(
+        default=0, ge=0, description="supervised optimizer steps before self-play, on the seeds' annotations (ours)"
+    )
+    sft_lr: Positive = Field(
+        default=1e-5, description="learning rate of these, after a tenth of them as warm-up (ours)"
+    )
+    sft_batch_size: Count = Field(default=16, description="examples per supervised optimizer step (ours)")
+    sft_coef: NotNegative = Field(
+        default=0.0, description="weight of a supervised batch mixed into every optimizer step; 0 mixes none (ours)"
+    )
     colocate_actor_ref: bool = Field(default=False, description="policy and reference share GPUs")
     colocate_all: bool = Field(default=False, description="policy, reference and engines share GPUs")
 

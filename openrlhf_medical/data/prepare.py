@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,6 +94,7 @@ def prepare_data(
     train_ratio: float = 0.9,
     seed: int = 0,
     download: str | None = None,
+    families: Collection[str] = (),
 ) -> PrepareSummary:
     """Write balanced ``train.jsonl`` and ``val.jsonl`` into ``output_dir``.
 
@@ -101,7 +102,8 @@ def prepare_data(
     with MEDEC's public files; they are fetched into ``output_dir/medec`` and read from there.
     ``num_samples`` counts the seeds of both files together, as many as balance when None; ``train_ratio``
     is the share of seeds, and of MEDEC's vignettes, that goes into training (the embedded corpus brings
-    its own held-out vignettes). The same arguments give the same bytes.
+    its own held-out vignettes). ``families`` keeps to a part of the embedded corpus. The same arguments
+    give the same bytes.
 
     Raises UserError, and writes neither file, on a source that cannot be read, a ratio outside 0 to 1
     and a number that the source cannot give.
@@ -115,8 +117,10 @@ def prepare_data(
         fetch_medec(folder, download)
         source = str(folder)
     summary = PrepareSummary(source=source, requested=num_samples)
+    if families and source != SYNTHETIC:
+        raise UserError(f"--families belongs to the embedded corpus, but --source is {source}. Leave it out.")
     if source == SYNTHETIC:
-        notes, part_of = _synthetic_notes(seed, summary)
+        notes, part_of = _synthetic_notes(seed, summary, families)
     else:
         notes, part_of = _medec_notes(Path(source), train_ratio, seed, summary)
     stocks = {file: Stock.of(notes[file]) for file in (TRAIN, VAL)}
@@ -151,13 +155,15 @@ def split_vignettes(notes: Sequence[Note], train_ratio: float, seed: int) -> tup
     )
 
 
-def _synthetic_notes(seed: int, summary: PrepareSummary) -> tuple[dict[str, list[Note]], dict[str, str]]:
+def _synthetic_notes(
+    seed: int, summary: PrepareSummary, families: Collection[str]
+) -> tuple[dict[str, list[Note]], dict[str, str]]:
     from openrlhf_medical.data import synthetic
 
     notes: dict[str, list[Note]] = {TRAIN: [], VAL: []}
     part_of: dict[str, str] = {}
     for split in synthetic.SPLITS:
-        for row in synthetic.generate(split, seed=seed):
+        for row in synthetic.generate(split, seed=seed, families=families):
             note = Note(
                 note_id=row.text_id,
                 text=row.text,

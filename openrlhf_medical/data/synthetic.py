@@ -11,11 +11,12 @@ from __future__ import annotations
 import csv
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from openrlhf_medical.data.conditions import PHRASINGS, SLOTS, Condition, load_conditions, wrong_values
+from openrlhf_medical.errors import UserError
 
 SPLITS = ("train", "unseen_renderings", "unseen_conditions")
 
@@ -73,7 +74,9 @@ class SyntheticRow:
     split: str
 
 
-def generate(split: str, *, seed: int = 0, num_vignettes: int | None = None) -> list[SyntheticRow]:
+def generate(
+    split: str, *, seed: int = 0, num_vignettes: int | None = None, families: Collection[str] = ()
+) -> list[SyntheticRow]:
     """Error notes and clean twins of a split, two rows a vignette; all texts differ. The same for the same seed.
 
     Which conditions and phrasings are held out does not depend on the seed. ``num_vignettes`` None gives
@@ -81,7 +84,11 @@ def generate(split: str, *, seed: int = 0, num_vignettes: int | None = None) -> 
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
-    conditions = [c for c in load_conditions() if c.held_out == (split == "unseen_conditions")]
+    known = sorted({condition.family for condition in load_conditions()})
+    if unknown := sorted(set(families) - set(known)):
+        raise UserError(f"the embedded corpus has no family {', '.join(unknown)}; allowed: {', '.join(known)}")
+    wanted = set(families or known)
+    conditions = [c for c in load_conditions() if c.held_out == (split == "unseen_conditions") and c.family in wanted]
     total = VIGNETTES_PER_CONDITION[split] * len(conditions) if num_vignettes is None else num_vignettes
     rng = random.Random(f"{seed}/{split}")
     rows: list[SyntheticRow] = []

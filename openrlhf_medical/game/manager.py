@@ -1,23 +1,32 @@
-"""Plays games: each on its own, as fast as its players and the judge allow.
+"""Plays games, on either of two schedules. The same replies give the same games on both.
+
+``pipelined`` (default): no barrier, nobody waits for a slower game. The unit of work is the attack, one
+presented note with its B assessments and its one label; the next attack starts when any ends.
 
     seed ──► attacker ──► presented note ──┬──► assessment 0 ──► judge ──┐
                                            ├──► assessment 1 ────────────┼──► rewards ──► B games
                                            └──► …                        ┘
 
-The unit of work is the attack: one presented note, its B assessments and its one label. There is no
-barrier between attacks: ``max_concurrent`` games are in flight, and the next attack starts when any
-ends. Nothing here waits by the clock; a player and a judge keep their own deadlines.
+``lockstep``: all attacks, then all assessments, then all labels, each phase as one batch. It costs the
+wait for the slowest at every barrier, and gives the judge full batches where it shares a GPU with the
+players or is paid by the batch.
+
+    all seeds ──► all attackers ──┃──► all assessors ──┃──► all labels in one burst ──► rewards ──► games
+
+Player turns in flight are limited by ``max_concurrent``. Nothing here waits by the clock; a player and a
+judge keep their own deadlines.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import TypeVar
 
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Judge, Label, Player, Query, Role, TurnKey
-from openrlhf_medical.game.prompts import assessor_prompt, attacker_prompt, check_seed
+from openrlhf_medical.game.prompts import assessor_prompt_of, attacker_prompt, check_seed
 from openrlhf_medical.game.records import Game, Turn
 from openrlhf_medical.game.rules import GameRules
 from openrlhf_medical.game.scoring import Attack, score
@@ -26,49 +35,82 @@ from openrlhf_medical.game.turns import UNASSESSABLE, data_label, read_assessmen
 
 OnGame = Callable[[Game], None]
 
+SCHEDULES = ("pipelined", "lockstep")
+
+_Item = TypeVar("_Item")
+
 
 class MedicalDialogueGameManager:
     """Plays the game of ``rules`` between two players under a judge."""
 
     def __init__(
-        self, attacker: Player, assessor: Player, judge: Judge, rules: GameRules, max_concurrent: int = 256
+        self,
+        attacker: Player,
+        assessor: Player,
+        judge: Judge,
+        rules: GameRules,
+        max_concurrent: int = 256,
+        *,
+        schedule: str = "pipelined",
     ) -> None:
-        """``max_concurrent``: games in flight at once; an attack counts as its B games.
+        """``max_concurrent``: player turns in flight at once; ``pipelined`` never splits an attack, which
+        counts as its B games. ``schedule``: pipelined or lockstep (see the module).
 
         Raises:
-            UserError: ``max_concurrent`` is below 1.
+            UserError: ``max_concurrent`` is below 1, or there is no such schedule.
         """
         if max_concurrent < 1:
             raise UserError(f"max_concurrent is {max_concurrent}; allowed: at least 1")
+        if schedule not in SCHEDULES:
+            raise UserError(f"rollout.schedule is {schedule!r}; allowed: {' or '.join(SCHEDULES)}")
         self.attacker = attacker
         self.assessor = assessor
         self.judge = judge
         self.rules = rules
         self.max_concurrent = max_concurrent
+        self._run = self._pipelined if schedule == "pipelined" else self._lockstep
 
     async def play(self, seeds: Sequence[Seed], *, step: int = 0, on_game: OnGame | None = None) -> list[Game]:
         """Play A · B games on each seed, and return them all in the order of ``game_idx``.
 
-        ``on_game`` gets each game as soon as it is finished, in any order; what it raises ends the call.
-        A player or a judge that raises costs only its own game: that one has status ``error`` and trains
-        nobody. Cancelling the call cancels every turn in flight.
+        ``on_game`` gets each game once, as soon as it is finished, in any order; what it raises ends the
+        call. A player or a judge that raises costs only its own game: that one has status ``error`` and
+        trains nobody. Cancelling the call cancels every turn in flight.
         """
-        rules = self.rules
-        games: list[Game | None] = [None] * (len(seeds) * rules.attacks_per_seed * rules.assessments_per_note)
-        attacks = self._attacks(seeds, step)
+        games: list[Game] = []
 
-        async def work() -> None:
-            # All workers draw from one iterator: no queue, and only what is in flight takes memory.
-            for attack in attacks:
-                await self._play_attack(attack)
-                for game in score(attack, rules):
-                    games[game.game_idx] = game
-                    if on_game is not None:
-                        on_game(game)
+        def finish(attack: Attack) -> None:
+            for game in score(attack, self.rules):
+                games.append(game)
+                if on_game is not None:
+                    on_game(game)
 
-        at_once = max(1, self.max_concurrent // rules.assessments_per_note)
-        await _run_all([work() for _ in range(min(at_once, len(seeds) * rules.attacks_per_seed))])
-        return [game for game in games if game is not None]
+        await self._run(self._attacks(seeds, step), finish)
+        return sorted(games, key=lambda game: game.game_idx)
+
+    async def _pipelined(self, attacks: Iterable[Attack], finish: Callable[[Attack], None]) -> None:
+        async def play(attack: Attack) -> None:
+            await self._present(attack)
+            await self._assess_and_judge(attack)
+            finish(attack)
+
+        await _for_each(attacks, play, at_once=max(1, self.max_concurrent // self.rules.assessments_per_note))
+
+    async def _lockstep(self, attacks: Iterable[Attack], finish: Callable[[Attack], None]) -> None:
+        everything = list(attacks)
+
+        async def assess(place: tuple[Attack, int]) -> None:
+            await self._assess(*place)
+
+        async def judge(attack: Attack) -> None:
+            await self._judge(attack)
+            finish(attack)
+
+        await _for_each(everything, self._present, at_once=self.max_concurrent)
+        places = ((attack, b) for attack in everything for b in range(len(attack.assessors)))
+        await _for_each(places, assess, at_once=self.max_concurrent)
+        # Not limited: the judge's client makes batches, and can fill them only with what it has been given.
+        await _for_each(everything, judge, at_once=len(everything))
 
     def _attacks(self, seeds: Sequence[Seed], step: int) -> Iterator[Attack]:
         for seed_idx, seed in enumerate(seeds):
@@ -78,23 +120,20 @@ class MedicalDialogueGameManager:
     def _key(self, attack: Attack, role: Role, assessment_idx: int = 0) -> TurnKey:
         return TurnKey(attack.step, attack.game_idx(self.rules, assessment_idx), role)
 
-    async def _play_attack(self, attack: Attack) -> None:
-        """Fill in what happens on one presented note. Raises only CancelledError."""
+    async def _present(self, attack: Attack) -> None:
+        """The attacker's turn, or the seed note as it is, or blanked."""
         try:
-            await self._present(attack)
-            if attack.presented_note is not None:
-                await self._assess_and_judge(attack, attack.presented_note)
+            check_seed(attack.seed)  # for seeds that no loader has checked
+            blanked = unassessable_note(attack.seed, self.rules, step=attack.step, seed_idx=attack.seed_idx)
+            if blanked is not None:
+                attack.presented_note, attack.label = blanked, UNASSESSABLE
+            else:
+                await self._attack(attack)
         except Exception as error:  # one failing game never fails the others
             attack.error = _describe(error)
 
-    async def _present(self, attack: Attack) -> None:
-        """The attacker's turn, or the seed note as it is, or blanked."""
+    async def _attack(self, attack: Attack) -> None:
         seed, rules = attack.seed, self.rules
-        check_seed(seed)  # for seeds that no loader has checked
-        blanked = unassessable_note(seed, rules, step=attack.step, seed_idx=attack.seed_idx)
-        if blanked is not None:
-            attack.presented_note, attack.label = blanked, UNASSESSABLE
-            return
         if rules.attacker_generates(seed.category):
             reply = await self.attacker.reply(attacker_prompt(seed, rules), self._key(attack, Role.ATTACKER))
             attack.attacker, attack.presented_note = read_attack(seed, reply, rules)
@@ -103,24 +142,23 @@ class MedicalDialogueGameManager:
         if attack.presented_note is not None:
             attack.label = data_label(seed.category, attack.presented_note, seed.seed_note)
 
-    async def _assess_and_judge(self, attack: Attack, note: str) -> None:
-        """B assessments at once, and one judge call as soon as assessment 0 is there.
-
-        The judge decides blind what is true; the assessment only travels along, and always being the
-        first one, not the fastest, keeps what is sent the same in every run.
-        """
+    async def _assess_and_judge(self, attack: Attack) -> None:
+        """B assessments at once, and the judge called as soon as it is known what to send."""
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._assess(attack, note, b)) for b in range(len(attack.assessors))]
+            tasks = [group.create_task(self._assess(attack, b)) for b in range(len(attack.assessors))]
             first = await tasks[0]
-            # Where assessment 0 failed, see whether there is any before the judge is troubled.
-            if attack.label is None and (first or any([await task for task in tasks[1:]])):
-                attack.label = await self._ask_judge(attack, note, first)
+            if first is None:  # failed: the judge is troubled only if there is any other
+                await asyncio.gather(*tasks)
+            await self._judge(attack)
         for task in tasks:
             task.result()  # raises CancelledError for a turn that was cancelled from outside
 
-    async def _assess(self, attack: Attack, note: str, assessment_idx: int) -> Turn | None:
-        prompt = assessor_prompt(note, cot=self.rules.cot, may_refuse=self.rules.unassessable_share > 0)
+    async def _assess(self, attack: Attack, assessment_idx: int) -> Turn | None:
+        note = attack.presented_note
+        if note is None:  # a forfeit, or the attacker failed
+            return None
         try:
+            prompt = assessor_prompt_of(note, self.rules)
             reply = await self.assessor.reply(prompt, self._key(attack, Role.ASSESSOR, assessment_idx))
             turn = read_assessment(reply, cot=self.rules.cot)
         except Exception as error:
@@ -129,8 +167,16 @@ class MedicalDialogueGameManager:
         attack.assessors[assessment_idx] = turn
         return turn
 
-    async def _ask_judge(self, attack: Attack, note: str, first: Turn | None) -> Label:
-        seed = attack.seed
+    async def _judge(self, attack: Attack) -> None:
+        """Ask for the label, unless the data gave it or nobody assessed the note.
+
+        The judge decides blind what is true; the assessment only travels along, and always being the
+        first one, not the fastest, keeps what is sent the same in every run and on every schedule.
+        """
+        note, seed = attack.presented_note, attack.seed
+        if note is None or attack.label is not None or not any(attack.assessors):
+            return
+        first = attack.assessors[0]
         query = Query(
             game_idx=attack.game_idx(self.rules),
             original_note=seed.reference_note,
@@ -140,14 +186,22 @@ class MedicalDialogueGameManager:
             game_category=seed.category.value,
         )
         try:
-            return await self.judge.label(query)
+            attack.label = await self.judge.label(query)
         except Exception as error:  # against its contract, but no reason to lose the turns
-            return Label("error", None, reason=_describe(error))
+            attack.label = Label("error", None, reason=_describe(error))
 
 
-async def _run_all(workers: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run to the end, or cancel all and wait for them when one raises or the caller is cancelled."""
-    tasks = [asyncio.ensure_future(worker) for worker in workers]
+async def _for_each(items: Iterable[_Item], work: Callable[[_Item], Awaitable[None]], *, at_once: int) -> None:
+    """``work`` on every item, ``at_once`` at a time: to the end, or cancel all and wait for them when one
+    raises or the caller is cancelled."""
+    left = iter(items)
+
+    async def worker(first: _Item) -> None:
+        # All workers draw from one iterator: no queue, and only what is in flight takes memory.
+        for item in chain([first], left):
+            await work(item)
+
+    tasks = [asyncio.ensure_future(worker(first)) for first in islice(left, at_once)]
     try:
         await asyncio.gather(*tasks)
     finally:

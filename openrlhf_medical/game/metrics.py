@@ -10,10 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from openrlhf_medical.game.localisation import correction_gain, names_wrong_sentence, token_f1
 from openrlhf_medical.game.players import Role, Truth
 from openrlhf_medical.game.records import Game, GameStatus, Turn, turns_of
 from openrlhf_medical.game.rewards import Case, zero_sum_residual
 from openrlhf_medical.game.seeds import Category
+
+_JUDGED = (Case.RIGHT, Case.WRONG, Case.REFUSAL, Case.UNPARSABLE)
 
 
 def game_metrics(games: Iterable[Game]) -> dict[str, float]:
@@ -24,9 +27,10 @@ def game_metrics(games: Iterable[Game]) -> dict[str, float]:
     for role in Role:
         turns = turns_of(games, role)
         found |= _reward_metrics(role, [turn for _, turn in turns])
-        _set_share(found, f"format/{role}/violation_rate", [not turn.well_formed for _, turn in turns])
+        _set_mean(found, f"format/{role}/violation_rate", [not turn.well_formed for _, turn in turns])
     found |= _residual(attacks)
     found |= assessor_metrics(games)
+    found |= localisation_metrics(games)
     found |= _attacker_metrics(games)
     found |= _judge_metrics(attacks)
     for category in Category:
@@ -40,22 +44,46 @@ def assessor_metrics(games: Sequence[Game]) -> dict[str, float]:
     A refusal and an unparsable reply count as the wrong verdict on that note's side: on a Safe note as a
     false positive, on a Harmful one as a false negative. Else saying nothing would look like accuracy.
     """
-    judged = (Case.RIGHT, Case.WRONG, Case.REFUSAL, Case.UNPARSABLE)
     wrong: dict[Truth, list[bool]] = {truth: [] for truth in Truth}
     for game in games:
-        if game.case in judged and game.label is not None and game.label.actual_harm is not None:
+        if game.case in _JUDGED and game.label is not None and game.label.actual_harm is not None:
             wrong[game.label.actual_harm].append(game.case is not Case.RIGHT)
     found: dict[str, float] = {}
     judged_games = sum(map(len, wrong.values()))
-    _set_share(found, "assessor/accuracy", [not one for side in wrong.values() for one in side])
+    _set_mean(found, "assessor/accuracy", [not one for side in wrong.values() for one in side])
     if judged_games:
         found["assessor/judged"] = float(judged_games)
         found["assessor/harmful_share"] = len(wrong[Truth.HARMFUL]) / judged_games
-    _set_share(found, "assessor/false_positive_rate", wrong[Truth.SAFE])
-    _set_share(found, "assessor/false_negative_rate", wrong[Truth.HARMFUL])
+    _set_mean(found, "assessor/false_positive_rate", wrong[Truth.SAFE])
+    _set_mean(found, "assessor/false_negative_rate", wrong[Truth.HARMFUL])
     if wrong[Truth.SAFE] and wrong[Truth.HARMFUL]:
         errors = found["assessor/false_positive_rate"] + found["assessor/false_negative_rate"]
         found["assessor/balanced_accuracy"] = 1.0 - errors / 2
+    return found
+
+
+def localisation_metrics(games: Iterable[Game]) -> dict[str, float]:
+    """MEDEC's subtasks B and C, whether or not they are rewarded: over games that the data calls Harmful.
+
+    ``sentence_accuracy`` counts every such game, a verdict Safe and a refusal included. The figures of
+    the correction are means over those with the right sentence; a missing correction counts 0. Read
+    ``correction_f1`` beside ``correction_gain``: repeating the wrong sentence has a high F1 and no gain.
+    """
+    named, f1, gain = [], [], []
+    for game in games:
+        turn, label = game.assessor, game.label
+        wrong, right = game.seed.error_sentence, game.seed.corrected_sentence
+        if turn is None or label is None or game.case not in _JUDGED or not wrong or not right:
+            continue
+        if label.source == "data" and label.actual_harm is Truth.HARMFUL:
+            named.append(names_wrong_sentence(turn, game.seed))
+            if named[-1]:
+                f1.append(token_f1(turn.correction or "", right))
+                gain.append(correction_gain(turn.correction or "", wrong, right))
+    found: dict[str, float] = {}
+    _set_mean(found, "assessor/sentence_accuracy", named)
+    _set_mean(found, "assessor/correction_f1", f1)
+    _set_mean(found, "assessor/correction_gain", gain)
     return found
 
 
@@ -64,21 +92,20 @@ def _attacker_metrics(games: Sequence[Game]) -> dict[str, float]:
     (status ``error``) say nothing of the attacker and are left out."""
     played = [game for game in games if game.attacker is not None and game.status is not GameStatus.ERROR]
     found: dict[str, float] = {}
-    _set_share(found, "attacker/faithful_rate", [bool(game.faithful) for game in played])
-    _set_share(found, "attacker/success_rate", [bool(game.faithful) and game.case is Case.WRONG for game in played])
+    _set_mean(found, "attacker/faithful_rate", [bool(game.faithful) for game in played])
+    _set_mean(found, "attacker/success_rate", [bool(game.faithful) and game.case is Case.WRONG for game in played])
     return found
 
 
 def _reward_metrics(role: Role, turns: Sequence[Turn]) -> dict[str, float]:
-    """Means over the turns that the rules rewarded, whether or not their role is being trained."""
-    rewarded = [turn for turn in turns if turn.reward]
-    if not rewarded:
-        return {}
-    components = {
-        f"reward/{role}/{component}": fmean(turn.reward[component] for turn in rewarded)
-        for component in rewarded[0].reward
-    }
-    return {f"reward/{role}/mean": fmean(turn.total for turn in rewarded), **components}
+    """Means over the turns that the rules rewarded, whether or not their role is being trained; of a
+    component, over the turns that have it (``localisation`` is not in every game)."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for turn in (turn for turn in turns if turn.reward):
+        values["mean"].append(turn.total)
+        for component, value in turn.reward.items():
+            values[component].append(value)
+    return {f"reward/{role}/{name}": fmean(given) for name, given in values.items()}
 
 
 def _residual(attacks: Iterable[Sequence[Game]]) -> dict[str, float]:
@@ -95,8 +122,8 @@ def _judge_metrics(attacks: Iterable[Sequence[Game]]) -> dict[str, float]:
     labels = [attack[0].label for attack in attacks]
     statuses = [label.status for label in labels if label is not None and label.source == "judge"]
     found: dict[str, float] = {}
-    _set_share(found, "judge/abstain_rate", [status == "abstain" for status in statuses])
-    _set_share(found, "judge/error_rate", [status == "error" for status in statuses])
+    _set_mean(found, "judge/abstain_rate", [status == "abstain" for status in statuses])
+    _set_mean(found, "judge/error_rate", [status == "error" for status in statuses])
     return found
 
 
@@ -128,6 +155,6 @@ def _by_attack(games: Iterable[Game]) -> list[list[Game]]:
     return list(attacks.values())
 
 
-def _set_share(found: dict[str, float], name: str, hits: Sequence[bool]) -> None:
-    if hits:
-        found[name] = fmean(hits)
+def _set_mean(found: dict[str, float], name: str, values: Sequence[float]) -> None:
+    if values:
+        found[name] = fmean(values)

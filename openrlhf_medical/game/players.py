@@ -45,7 +45,9 @@ class Reply:
     """What a player wrote after the prefill, and the tokens it is made of.
 
     ``prompt_ids`` (T_p,), ``token_ids`` (T_a,) and ``logprobs`` (T_a,) come from the engine and are
-    never re-tokenised; scripted players leave them empty.
+    never re-tokenised; scripted players leave them empty. ``player`` names the policy or the opponent
+    that wrote it (``assessor``, ``shared``, ``base``, ``pool/step_4``); a turn by a ``frozen`` one is never
+    trained, for its tokens are not the trained policy's.
     """
 
     text: str
@@ -54,6 +56,8 @@ class Reply:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     policy_version: int = 0
+    player: str = ""
+    frozen: bool = False
 
 
 class Player(Protocol):

@@ -28,8 +28,9 @@ class Turn:
 
     ``thinking`` is hidden from everyone; of a reply that could not be parsed it is the raw text, and
     ``answer`` is None. ``reward`` maps component to value and is empty when the rules reward nothing
-    (a tie, a failed game, an assessment that a forfeit made void). ``trained``: rewarded, and the role
-    is being trained. Tokens are in ``reply``: ``prompt_ids`` (T_p,), ``token_ids`` (T_a,).
+    (a tie, a failed game, an assessment that a forfeit made void). ``trained``: rewarded, the role is
+    being trained, and the player that wrote it is not frozen. Tokens are in ``reply``: ``prompt_ids``
+    (T_p,), ``token_ids`` (T_a,).
     """
 
     role: Role
@@ -59,6 +60,8 @@ class Turn:
             "reward": self.reward,
             "trained": self.trained,
             "policy_version": self.reply.policy_version,
+            "player": self.reply.player,
+            "frozen": self.reply.frozen,
         }
 
 
@@ -97,6 +100,11 @@ class Game:
 
     def turn(self, role: Role) -> Turn | None:
         return self.attacker if role is Role.ATTACKER else self.assessor
+
+    def opponent(self, role: Role) -> tuple[str, int] | None:
+        """(player, policy version) that a role met in this game, or None where the other side did not play."""
+        met = self.turn(Role.ASSESSOR if role is Role.ATTACKER else Role.ATTACKER)
+        return None if met is None else (met.reply.player, met.reply.policy_version)
 
     def group(self, role: Role) -> str:
         """The group, within its step, that an estimator compares this role's reward with: attacks on the

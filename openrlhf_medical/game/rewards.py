@@ -1,8 +1,8 @@
 """What a game earns: the reward table as data, and pure functions over it.
 
 The assessor's result components are a sign (from the table) times its coefficient; the attacker's are
-the opposite sign times its own coefficient, so that equal coefficients make the game zero-sum. Revision
-and format shape one role's own reply and are outside the identity.
+the opposite sign times its own coefficient, so that equal coefficients make the game zero-sum. Revision,
+format and localisation shape one role's own reply and are outside the identity.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from openrlhf_medical.game.players import Label, Role, Truth
 from openrlhf_medical.game.seeds import Category
 
 RESULT_COMPONENTS = ("res_harm", "res_refusal")
-"""The components of the zero-sum identity; ``revision`` and ``format`` are shaping."""
+"""The components of the zero-sum identity; the others are shaping."""
+
+OPTIONAL_COMPONENTS = ("localisation",)
+"""Components that nobody earns unless they are switched on: at 0 they are in no table and no reward.
+``localisation`` has no sign: it is its coefficient times a score in [0, 1] (``game.localisation``)."""
 
 
 class Case(StrEnum):
@@ -53,15 +57,15 @@ ASSESSOR_SIGNS: dict[Case, tuple[int, int]] = {
 COEFFICIENTS: dict[str, dict[Role, dict[str, float]]] = {
     "zero_sum": {
         Role.ATTACKER: {"res_harm": 1.0, "res_refusal": 0.5, "revision": 0.5, "format": 1.0},
-        Role.ASSESSOR: {"res_harm": 1.0, "res_refusal": 0.5, "format": 1.0},
+        Role.ASSESSOR: {"res_harm": 1.0, "res_refusal": 0.5, "format": 1.0, "localisation": 0.0},
     },
     "general_sum": {
         Role.ATTACKER: {"res_harm": 1.0, "res_refusal": 0.5, "revision": 0.5, "format": 1.0},
-        Role.ASSESSOR: {"res_harm": 1.0, "res_refusal": 1.0, "format": 1.0},
+        Role.ASSESSOR: {"res_harm": 1.0, "res_refusal": 1.0, "format": 1.0, "localisation": 0.0},
     },
     "general_sum_all_one": {
         Role.ATTACKER: {"res_harm": 1.0, "res_refusal": 1.0, "revision": 1.0, "format": 1.0},
-        Role.ASSESSOR: {"res_harm": 1.0, "res_refusal": 1.0, "format": 1.0},
+        Role.ASSESSOR: {"res_harm": 1.0, "res_refusal": 1.0, "format": 1.0, "localisation": 0.0},
     },
 }
 
@@ -93,7 +97,11 @@ def reward_table(scheme: str, overrides: Mapping[str, Mapping[str, float]] | Non
             coefficients[component] = float(value)
     if scheme == "zero_sum":
         _refuse_unequal(table)
-    return table
+    return {role: _switched_on(coefficients) for role, coefficients in table.items()}
+
+
+def _switched_on(coefficients: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in coefficients.items() if value or name not in OPTIONAL_COMPONENTS}
 
 
 def _refuse_unequal(table: RewardTable) -> None:
@@ -145,9 +153,15 @@ def result_rewards(table: RewardTable, role: Role, case: Case) -> dict[str, floa
     }
 
 
-def assessor_reward(table: RewardTable, case: Case, *, well_formed: bool) -> dict[str, float]:
-    """All components of an assessor that played."""
-    shaping = {"format": _signed(table[Role.ASSESSOR]["format"], well_formed)}
+def assessor_reward(
+    table: RewardTable, case: Case, *, well_formed: bool, localised: float | None = None
+) -> dict[str, float]:
+    """All components of an assessor that played. ``localised`` is its score in [0, 1] for subtasks B and C,
+    or None where the game has none; then, or where the table has none, the component is absent."""
+    coefficients = table[Role.ASSESSOR]
+    shaping = {"format": _signed(coefficients["format"], well_formed)}
+    if localised is not None and "localisation" in coefficients:
+        shaping["localisation"] = coefficients["localisation"] * localised
     return result_rewards(table, Role.ASSESSOR, case) | shaping
 
 

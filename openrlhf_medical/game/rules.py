@@ -29,6 +29,7 @@ class GameRules:
     ``edit``                adversarial turns write the whole note, or one sentence that is spliced in; a
                             vanilla turn that generates always writes the whole note
     ``cot``                 hidden chain of thought
+    ``localise``            the assessor is asked for the wrong sentence and its correction, too
     ``attacks_per_seed``    A, attackers on the same seed
     ``assessments_per_note`` B, assessors on the same presented note
     ``unassessable_share``  share of seeds, in [0, 1), whose note is blanked or cut before it is presented
@@ -36,7 +37,7 @@ class GameRules:
     ``ties``                drop: a game without a label trains nobody
     ``rewards``             zero_sum, general_sum or general_sum_all_one (see ``rewards.COEFFICIENTS``)
     ``reward_overrides``    {role: {component: coefficient}}
-    ``trained_roles``       roles whose turns are marked as trained; the others play, frozen
+    ``trained_roles``       roles whose turns are marked as trained, those of frozen players apart; the others play on
     ``seed``                decides which notes become unassessable
 
     Raises:
@@ -47,6 +48,7 @@ class GameRules:
     benign_goal: Literal["inject", "disguise"] = "inject"
     edit: Literal["note", "sentence"] = "note"
     cot: bool = True
+    localise: bool = True
     attacks_per_seed: int = 1
     assessments_per_note: int = 1
     unassessable_share: float = 0.0

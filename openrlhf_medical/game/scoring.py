@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from openrlhf_medical.game import edits
 from openrlhf_medical.game.cot import TurnStatus
+from openrlhf_medical.game.localisation import localisation_score
 from openrlhf_medical.game.players import Label, Role
 from openrlhf_medical.game.records import Game, GameStatus, Turn, label_for
 from openrlhf_medical.game.rewards import (
@@ -54,8 +55,12 @@ def score(attack: Attack, rules: GameRules) -> list[Game]:
     finished = [case for case in cases if case is not None]
     if attacker is not None and finished:
         reward = attacker_reward(rules.table, finished, faithful=bool(was_faithful), well_formed=attacker.well_formed)
-        attacker = replace(attacker, reward=reward, trained=Role.ATTACKER in rules.trained_roles)
+        attacker = _rewarded(attacker, reward, rules)
     return [_game(attack, attacker, case, was_faithful, b, rules) for b, case in enumerate(cases)]
+
+
+def _rewarded(turn: Turn, reward: dict[str, float], rules: GameRules) -> Turn:
+    return replace(turn, reward=reward, trained=turn.role in rules.trained_roles and not turn.reply.frozen)
 
 
 def _judged_attacker(attack: Attack) -> Turn | None:
@@ -103,8 +108,9 @@ def _game(
         if assessor is None or case is Case.FORFEIT:
             booked[Role.ASSESSOR] = result_rewards(rules.table, Role.ASSESSOR, case)
         else:
-            reward = assessor_reward(rules.table, case, well_formed=assessor.well_formed)
-            assessor = replace(assessor, reward=reward, trained=Role.ASSESSOR in rules.trained_roles)
+            localised = localisation_score(assessor, attack.label, attack.seed) if attack.label else None
+            reward = assessor_reward(rules.table, case, well_formed=assessor.well_formed, localised=localised)
+            assessor = _rewarded(assessor, reward, rules)
     status, reason = _status(attack, attacker, assessor, case, idx)
     forfeit = case is Case.FORFEIT
     return Game(

@@ -2,17 +2,86 @@
 
 In a zero-sum game the two roles' rewards add up to nothing: whitened together, each role's baseline
 would be the other's mistake. Self-RedTeam (arXiv 2506.07468) whitens each role on its own; so do we,
-in every mode.
+in every mode. Groups are named, not implied by order: upstream reshapes to (prompts, samples per
+prompt), which needs every group to have the same size; games drop out of ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal
 
 import torch
 
+Estimator = Literal["reinforce", "reinforce_baseline", "rloo", "group_norm", "gae"]
+
+GROUP_ESTIMATORS = frozenset({"reinforce_baseline", "rloo", "group_norm"})
+"""Compare a reward with others of its group; a group needs at least 2 samples."""
+
+WHITENING_ESTIMATORS = frozenset({"reinforce", "reinforce_baseline", "gae"})
+"""Whiten advantages over a role's action tokens; the others leave the group's own scale."""
+
 MIN_VARIANCE = 1e-8
 """Upstream's floor (RemoteExperienceMaker): equal rewards give advantages near 0, not infinite ones."""
+
+MIN_DEVIATION = 1e-9
+"""Upstream's addend to a group's standard deviation."""
+
+_WITHIN_GROUP: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    # REINFORCE++-baseline (arXiv 2501.03262).
+    "reinforce_baseline": lambda group: group - group.mean(),
+    # RLOO (arXiv 2402.14740): the baseline is the mean of the others.
+    "rloo": lambda group: group - (group.sum() - group) / (len(group) - 1),
+    # GRPO (arXiv 2402.03300), with the unbiased deviation, as upstream.
+    "group_norm": lambda group: (group - group.mean()) / (group.std() + MIN_DEVIATION),
+}
+
+
+def members(keys: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    """Which samples carry each key, in their order."""
+    found: dict[Hashable, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        found[key].append(i)
+    return dict(found)
+
+
+def thinned(estimator: str, keys: Sequence[Hashable]) -> set[int]:
+    """Samples that are alone in their group where the estimator compares within one: nothing to learn from."""
+    if estimator not in GROUP_ESTIMATORS:
+        return set()
+    return {group[0] for group in members(keys).values() if len(group) < 2}
+
+
+def shape_by_group(estimator: str, rewards: torch.Tensor, keys: Sequence[Hashable]) -> torch.Tensor:
+    """(N,) rewards as the estimator wants them before they become token rewards; (N,) of the same type.
+
+    ``keys[i]`` names what sample i may be compared with, role included. Estimators that do not compare
+    within a group leave rewards as they are.
+
+    Raises:
+        ValueError: a group of one, where the estimator compares (``thinned`` names them beforehand).
+    """
+    if estimator not in GROUP_ESTIMATORS:
+        return rewards
+    if alone := thinned(estimator, keys):
+        raise ValueError(f"{estimator} compares within a group, but {sorted(alone)} are alone in theirs: drop them")
+    shaped = torch.zeros(len(rewards), dtype=torch.float64)
+    for group in members(keys).values():
+        own = rewards[group].double()
+        # A shift changes none of the three, and makes equal rewards exactly 0. In upstream's float32 the
+        # mean of equal rewards can be a rounding off, which group_norm divides by almost nothing.
+        shaped[group] = _WITHIN_GROUP[estimator](own - own.min())
+    return shaped.to(rewards.dtype)
+
+
+def equal_reward_share(rewards: torch.Tensor, keys: Sequence[Hashable]) -> float:
+    """Share of the groups of at least 2 samples whose (N,) rewards are all equal: they teach nothing.
+
+    With roles as keys the whole batch of a role is one group. 0 where no group has 2 samples.
+    """
+    groups = [rewards[group] for group in members(keys).values() if len(group) >= 2]
+    return sum(bool((group == group[0]).all()) for group in groups) / len(groups) if groups else 0.0
 
 
 def discounted_returns(rewards: torch.Tensor, action_mask: torch.Tensor, gamma: float = 1.0) -> torch.Tensor:

@@ -30,18 +30,23 @@ MicroBatch = tuple[int, ...]
 
 
 def plan_micro_batches(
-    items: Sequence[Item], indices: Sequence[int], micro_batch_size: int, ranks: int
+    items: Sequence[Item], indices: Sequence[int], micro_batch_size: int, ranks: int, max_tokens: int | None = None
 ) -> list[list[MicroBatch]]:
     """Micro-batches for each rank: ``[rank][i]`` is a tuple of indices, or ``MASKED``.
 
-    Samples of similar length share a micro-batch (little padding); the longest micro-batches are
-    dealt first, to the rank with the least work so far; all ranks end with the same count.
+    A micro-batch holds ``micro_batch_size`` samples, or, with ``max_tokens``, as many as have no more
+    tokens together (one that is longer stays alone). Samples of similar length share a micro-batch
+    (little padding); the longest micro-batches are dealt first, to the rank with the least work so far;
+    all ranks end with the same count.
     """
     kinds = sorted({items[i].kind for i in indices}, key=str)
     micro_batches: list[MicroBatch] = []
     for kind in kinds:
         own = sorted((i for i in indices if items[i].kind == kind), key=lambda i: (-items[i].length, i))
-        micro_batches += [tuple(own[i : i + micro_batch_size]) for i in range(0, len(own), micro_batch_size)]
+        if max_tokens is None:
+            micro_batches += [tuple(own[i : i + micro_batch_size]) for i in range(0, len(own), micro_batch_size)]
+        else:
+            micro_batches += _filled([(i, items[i].length) for i in own], max_tokens)
 
     def cost(micro_batch: MicroBatch) -> int:
         return len(micro_batch) * max(items[i].length for i in micro_batch)
@@ -56,8 +61,26 @@ def plan_micro_batches(
     return [own + [MASKED] * (per_rank - len(own)) for own in plan]
 
 
+def _filled(own: Sequence[tuple[int, int]], max_tokens: int) -> list[MicroBatch]:
+    """(index, tokens) pairs, in their order, in as few batches of at most ``max_tokens`` as that order allows."""
+    batches: list[list[int]] = []
+    room = 0
+    for index, tokens in own:
+        if not batches or tokens > room:
+            batches.append([])
+            room = max_tokens
+        batches[-1].append(index)
+        room -= tokens
+    return [tuple(batch) for batch in batches]
+
+
 def plan_update(
-    items: Sequence[Item], batch_size: int, micro_batch_size: int, ranks: int, rng: random.Random
+    items: Sequence[Item],
+    batch_size: int,
+    micro_batch_size: int,
+    ranks: int,
+    rng: random.Random,
+    max_tokens: int | None = None,
 ) -> list[list[list[MicroBatch]]]:
     """``[optimizer step][rank][i]``: every item exactly once, at most ``batch_size`` in each step.
 
@@ -69,6 +92,6 @@ def plan_update(
     steps = -(-len(order) // batch_size)
     bounds = [round(i * len(order) / steps) for i in range(steps + 1)] if steps else []
     return [
-        plan_micro_batches(items, order[start:end], micro_batch_size, ranks)
+        plan_micro_batches(items, order[start:end], micro_batch_size, ranks, max_tokens)
         for start, end in itertools.pairwise(bounds)
     ]

@@ -16,8 +16,17 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from openrlhf_medical import devices
 from openrlhf_medical.cluster import gather
 from openrlhf_medical.game.players import Role
-from openrlhf_medical.learner.batches import Item, plan_update
-from openrlhf_medical.learner.experience import SelfPlayExperienceMaker, data_parallel_ranks
+from openrlhf_medical.learner.batches import Item, plan_micro_batches, plan_update
+from openrlhf_medical.learner.experience import (
+    SelfPlayExperienceMaker,
+    data_parallel_ranks,
+    drop_thinned,
+    equal_reward_shares,
+)
+from openrlhf_medical.learner.measures import kl_of, merge_ranks, named_by_role, sample_metrics
+from openrlhf_medical.learner.supervised import SupervisedExamples
+from openrlhf_medical.learner.workers import SUPERVISED, RoleBatch
+from openrlhf_medical.rollout.engines import adapter_checksum
 from openrlhf_medical.rollout.trajectories import Trajectory, masked_experience
 from openrlhf_medical.rollout.weights import WeightStamp
 
@@ -40,6 +49,27 @@ class Deadlines:
     sync_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The Ray actors of one policy. With adapters two learners share them, and the reference is the policy
+    with its adapters off; ``places`` are then the first one's alone."""
+
+    policy: RayActorGroup
+    reference: Any = None
+    critic: RayActorGroup | None = None
+    places: tuple[PlacementGroup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """Supervised examples beside the games: ``batch_size`` of them in every optimizer step, their mean
+    cross-entropy weighted by ``coefficient``."""
+
+    examples: SupervisedExamples
+    batch_size: int
+    coefficient: float
+
+
 @dataclass(slots=True)
 class Prepared:
     """A step's samples with log-probabilities and advantages, one Experience each, in trajectory order."""
@@ -54,8 +84,9 @@ class Prepared:
 class Learner:
     """One policy: prepares samples, updates, sends its weights to its engines, saves itself.
 
-    ``roles`` are those that it plays and trains: both for a shared policy. ``strategy`` is upstream's,
-    with a namespace of upstream's options; all methods block until every worker has answered.
+    ``roles`` are those that it trains: both for a shared policy. ``strategy`` is upstream's, with a
+    namespace of upstream's options. ``adapter``: the policy is this LoRA adapter on its workers' base.
+    ``staleness``: how many versions old a sample may be. All methods block until every worker has answered.
     """
 
     def __init__(
@@ -63,72 +94,140 @@ class Learner:
         name: str,
         roles: Sequence[Role],
         strategy: Any,
-        policy: RayActorGroup,
-        reference: RayActorGroup | None,
+        workers: Workers,
         engines: list[Any],
         pad_token_id: int,
         deadlines: Deadlines,
-        places: list[PlacementGroup],
+        *,
+        adapter: str = "",
+        max_tokens: tuple[int | None, int | None] = (None, None),
+        supervision: Supervision | None = None,
+        staleness: int = 0,
     ):
-        self.name, self.roles, self.engines = name, tuple(roles), engines
+        """``max_tokens``: of a micro-batch in (forward passes, training); None counts samples instead."""
+        self.name, self.roles, self.engines, self.adapter = name, tuple(roles), engines, adapter
+        self.workers, self.supervision = workers, supervision
         self.version = -1
         self.stamp: WeightStamp | None = None
         self._args: SimpleNamespace = strategy.args
-        self._policy, self._reference, self._deadlines = policy, reference, deadlines
-        self._pad_token_id, self._places = pad_token_id, places
+        self._deadlines, self._pad_token_id, self._staleness = deadlines, pad_token_id, staleness
+        self._max_tokens = max_tokens[1]
         kl = self._args.algo.kl
         self._kl = AdaptiveKLController(kl.init_coef, kl.target, kl.horizon) if kl.target else FixedKLController(
             kl.init_coef
         )  # fmt: skip
         self._maker = SelfPlayExperienceMaker(
-            policy, None, None, reference, self._kl, strategy, pad_token_id=pad_token_id
-        )
+            workers.policy, workers.critic, None, workers.reference, self._kl, strategy, pad_token_id=pad_token_id,
+            max_tokens=max_tokens[0], timeout_s=deadlines.update_s,
+        )  # fmt: skip
 
     # ── From games to updates ──
 
-    def prepare(self, trajectories: list[Trajectory]) -> Prepared:
-        """Log-probabilities under policy and reference, and role-wise advantages. Metrics by role:
-        ``kl`` (k1, per token), ``entropy`` (−mean log-probability of the sampled tokens, an unbiased
-        estimate at temperature 1 and top_p 1), and ``sync/logprob_max_diff`` between engine and policy."""
+    def prepare(self, trajectories: list[Trajectory]) -> Prepared | None:
+        """Log-probabilities under policy and reference, and role-wise advantages; None where the estimator
+        can learn from none of the samples.
+
+        Metrics by role: ``kl`` (k1, per token), ``entropy`` (−mean log-probability of the sampled tokens, an
+        unbiased estimate at temperature 1 and top_p 1), ``equal_reward_share``, ``dropped_thinned``; and
+        ``sync/logprob_max_diff`` between engine and policy."""
         stray = {t.role for t in trajectories} - set(self.roles)
         if stray:
             raise ValueError(f"policy {self.name} trains {self.roles}, but was given samples of {stray}")
-        stale = {t.policy_version for t in trajectories} - {self.version}
+        stale = {t.policy_version for t in trajectories} - set(range(self.version - self._staleness, self.version + 1))
         if stale:
             raise RuntimeError(f"samples of policy {self.name} come from versions {stale}, it is at {self.version}")
-        experiences = self._maker.prepare(trajectories)
-        metrics = self._sample_metrics(trajectories, experiences)
+        kept, dropped = drop_thinned(trajectories, self._args.algo.advantage.estimator)
+        if not kept:
+            return None
+        self._select()
+        experiences = self._maker.prepare(kept)
+        metrics = sample_metrics(self.roles, kept, experiences, has_reference=self.workers.reference is not None)
+        shares = equal_reward_shares(kept, self._args.algo.advantage.estimator)
+        metrics |= {f"policy/{role}/equal_reward_share": share for role, share in shares.items()}
+        metrics |= {f"policy/{role}/dropped_thinned": float(dropped) for role in self.roles if dropped}
         tokens = sum(int(e.action_mask.sum()) for e in experiences)
-        kl = sum(_kl_of(e) for e in experiences) / tokens
-        return Prepared(trajectories, experiences, metrics, kl)
+        return Prepared(kept, experiences, metrics, sum(map(kl_of, experiences)) / tokens)
 
-    def update(self, prepared: Prepared, seed: int) -> dict[str, float]:
-        """One update on all samples. ``seed`` decides which samples share an optimizer step."""
+    def update(self, prepared: Prepared, seed: int, step: int = 0) -> dict[str, float]:
+        """One update on all samples. ``seed`` decides which samples share an optimizer step; ``step`` which
+        supervised examples are mixed in."""
+        self._select()
         items = [Item(t.role.value, t.length) for t in prepared.trajectories]
         train, ranks = self._args.train, data_parallel_ranks(self._args)
         rng = random.Random(seed)
-        steps = [
-            step
+        plan = [
+            optimizer_step
             for _ in range(train.max_epochs)
-            for step in plan_update(items, train.batch_size, train.micro_batch_size, ranks, rng)
+            for optimizer_step in plan_update(
+                items, train.batch_size, train.micro_batch_size, ranks, rng, self._max_tokens
+            )
         ]
         masked = self._masked_like(prepared.experiences[0])
 
-        def batch(indices: tuple[int, ...]) -> tuple[str, Experience]:
+        def batch(indices: tuple[int, ...]) -> RoleBatch:
             chosen = [prepared.experiences[i] for i in indices]
             role = prepared.trajectories[indices[0]].role.value if indices else ""
             return role, make_experience_batch(chosen or [masked])
 
-        work = [ray.put([[batch(indices) for indices in step[rank]] for step in steps]) for rank in range(ranks)]
-        copies = len(self._policy._actor_handlers) // ranks
-        references = {
-            f"{self.name} policy rank {i}": actor.update.remote(work[i // copies], self._kl.value)
-            for i, actor in enumerate(self._policy._actor_handlers)
-        }
-        results = list(gather(references, self._deadlines.update_s, "update").values())[::copies]
-        metrics = _merge_ranks(results)
+        games = [[[batch(indices) for indices in own] for own in optimizer_step] for optimizer_step in plan]
+        mixed = games
+        if self.supervision is not None and self.supervision.coefficient:
+            # Before the games' micro-batches: the last one of a step is then always a game's.
+            mixed = [
+                [examples + own for examples, own in zip(self._supervised(step * len(games) + i), batches, strict=True)]
+                for i, batches in enumerate(games)
+            ]
+        metrics = self._train(mixed, games if self.workers.critic else None)
         self._kl.update(prepared.kl, len(prepared.trajectories))
-        return _named(metrics | {"/optimizer_steps": float(len(steps))}, self.roles)
+        return named_by_role(metrics | {"/optimizer_steps": float(len(plan))}, self.roles)
+
+    def supervise(self, steps: Sequence[int]) -> dict[str, float]:
+        """Optimizer steps on supervised examples alone: the batches numbered ``steps``."""
+        self._select()
+        return named_by_role(self._train([self._supervised(step) for step in steps], None), self.roles)
+
+    def _supervised(self, number: int) -> list[list[RoleBatch]]:
+        """[rank][i]: the micro-batches of the supervised batch of that number."""
+        assert self.supervision is not None
+        chosen = self.supervision.examples.draw(self.roles, number, self.supervision.batch_size)
+        items = [Item(role.value, len(e.sequences)) for role, e in chosen]
+        masked = split_experience_batch(masked_experience(self._pad_token_id))[0]
+        plan = plan_micro_batches(
+            items, range(len(items)), self._args.train.micro_batch_size, data_parallel_ranks(self._args)
+        )
+        return [
+            [
+                (f"{SUPERVISED}{items[indices[0]].kind if indices else ''}",
+                 make_experience_batch([chosen[i][1] for i in indices] or [masked]))
+                for indices in own
+            ]
+            for own in plan
+        ]  # fmt: skip
+
+    def _train(
+        self, steps: list[list[list[RoleBatch]]], for_critic: list[list[list[RoleBatch]]] | None
+    ) -> dict[str, float]:
+        """Policy, and critic where there is one, on [optimizer step][rank][micro-batch], side by side."""
+        weight = self.supervision.coefficient if self.supervision else 0.0
+        waiting = self._on_ranks(self.workers.policy, "policy", steps, self._kl.value, weight or 1.0)
+        if for_critic is not None:
+            waiting |= self._on_ranks(self.workers.critic, "critic", for_critic)
+        results = gather(waiting, self._deadlines.update_s, "update")
+        copies = self._args.ds.ring_attn_size * self._args.ds.tensor_parallel_size
+        metrics: dict[str, float] = {}
+        for kind in ("policy", "critic"):
+            own = [result for name, result in results.items() if name.split()[1] == kind][::copies]
+            metrics |= merge_ranks(own) if own else {}
+        return metrics
+
+    def _on_ranks(self, group: Any, kind: str, steps: list[list[list[RoleBatch]]], *arguments: Any) -> dict[str, Any]:
+        ranks = data_parallel_ranks(self._args)
+        work = [ray.put([step[rank] for step in steps]) for rank in range(ranks)]
+        copies = len(group._actor_handlers) // ranks
+        return {
+            f"{self.name} {kind} rank {i}": actor.update.remote(work[i // copies], *arguments)
+            for i, actor in enumerate(group._actor_handlers)
+        }
 
     def _masked_like(self, example: Experience) -> Experience:
         """The masked sample with the tensors that trained samples have, all zero."""
@@ -139,107 +238,85 @@ class Learner:
         masked.info = {key: torch.zeros(1) for key in example.info}
         return split_experience_batch(masked)[0]
 
-    def _sample_metrics(self, trajectories: list[Trajectory], experiences: list[Experience]) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        gaps = torch.cat([(e.action_log_probs - e.rollout_log_probs)[e.action_mask.bool()].abs() for e in experiences])
-        metrics["sync/logprob_max_diff"] = gaps.max().item()
-        metrics["sync/logprob_mean_diff"] = gaps.mean().item()
-        for role in self.roles:
-            own = [e for t, e in zip(trajectories, experiences, strict=True) if t.role is role]
-            tokens = sum(int(e.action_mask.sum()) for e in own)
-            if not tokens:
-                continue
-            log_probs = sum(float((e.action_log_probs * e.action_mask).sum()) for e in own)
-            metrics[f"policy/{role}/entropy"] = -log_probs / tokens
-            metrics[f"policy/{role}/tokens"] = float(tokens)
-            metrics[f"policy/{role}/samples"] = float(len(own))
-            if self._reference is not None:
-                kl = sum(_kl_of(e) for e in own)
-                metrics[f"policy/{role}/kl"] = kl / tokens
-        return metrics
+    def _select(self) -> None:
+        if self.adapter:
+            self.each_rank("select", self.adapter)
 
     # ── Weights ──
 
     def join_engines(self, engine_tensor_parallel_size: int, bucket_bytes: int, *, shares_gpu: bool) -> None:
         """Form the group through which weights travel. Once, after policy and engines are up."""
-        references = {
-            f"{self.name} policy rank {i}": actor.join_weight_group.remote(
-                self.engines, engine_tensor_parallel_size, bucket_bytes, shares_gpu
-            )
-            for i, actor in enumerate(self._policy._actor_handlers)
-        }
-        gather(references, self._deadlines.sync_s, "joining policy and engines")
+        if not self.adapter:  # adapters are small: they travel as files through Ray
+            self.each_rank("join_weight_group", self.engines, engine_tensor_parallel_size, bucket_bytes, shares_gpu)
 
     def sync(self) -> WeightStamp:
         """Send the weights as the next version; every engine must report the same bytes."""
         self.version += 1
-        references = {
-            f"{self.name} policy rank {i}": actor.send_weights.remote(self.version)
-            for i, actor in enumerate(self._policy._actor_handlers)
-        }
-        stamps = [s for s in gather(references, self._deadlines.sync_s, "weight sync").values() if s is not None]
-        self.stamp = stamps[0]
+        if self.adapter:
+            self.stamp = self._send_adapter()
+        else:
+            self.stamp = next(s for s in self.each_rank("send_weights", self.version) if s is not None)
         return self.stamp
+
+    def _send_adapter(self) -> WeightStamp:
+        self._select()
+        files = next(f for f in self.each_rank("adapter_files") if f is not None)
+        sent = WeightStamp(self.version, adapter_checksum(files.config, files.weights))
+        weights = ray.put(files.weights)
+        loading = {
+            f"{self.name} engine {i}": engine.load_adapter.remote(self.adapter, self.version, files.config, weights)
+            for i, engine in enumerate(self.engines)
+        }
+        held = gather(loading, self._deadlines.sync_s, "loading the adapter")
+        if wrong := {name: stamp for name, stamp in held.items() if stamp != sent}:
+            raise RuntimeError(f"adapter sync: {wrong}, the policy sent {sent}")
+        return sent
 
     def check_engines(self) -> None:
         """Raises RuntimeError naming every engine that does not hold this policy's current weights."""
-        references = {f"{self.name} engine {i}": e.weight_stamp.remote() for i, e in enumerate(self.engines)}
+        references = {
+            f"{self.name} engine {i}": e.weight_stamp.remote(self.adapter) for i, e in enumerate(self.engines)
+        }
         held = gather(references, self._deadlines.sync_s, "asking engines for their version")
         wrong = {name: stamp for name, stamp in held.items() if stamp != self.stamp}
         if wrong:
             raise RuntimeError(f"engines without the current weights {self.stamp}: {wrong}")
 
-    def save(self, folder: Path) -> None:
-        """A folder that transformers and vLLM open. Written beside its place, then renamed."""
+    def save(self, folder: Path, *, merged: bool = False) -> None:
+        """A folder that transformers and vLLM open: a model, or an adapter beside the base that it names.
+        Written beside its place, then renamed. ``merged``: see the worker; for the last call only."""
+        self._select()
         partial = folder.with_name(folder.name + ".partial")
-        references = {
-            f"{self.name} policy rank {i}": actor.save_to.remote(str(partial))
-            for i, actor in enumerate(self._policy._actor_handlers)
-        }
-        gather(references, self._deadlines.update_s, "saving the policy")
+        self.each_rank("save_to", str(partial), merged)
         partial.rename(folder)
+
+    def save_state(self, folder: Path) -> None:
+        """Everything that training goes on from: weights, optimizer, schedule, for policy and critic."""
+        self._select()
+        self.each_rank("save_state", str(folder / "policy"))
+        if self.workers.critic:
+            self._each(self.workers.critic, "critic", "save_state", str(folder / "critic"))
+
+    def load_state(self, folder: Path) -> None:
+        """Back to a saved state; the engines get it with the next ``sync``."""
+        self._select()
+        self.each_rank("load_state", str(folder / "policy"))
+        if self.workers.critic:
+            self._each(self.workers.critic, "critic", "load_state", str(folder / "critic"))
 
     def stop(self) -> None:
         """End every worker and engine of this policy and give their places back."""
-        workers = [*self._policy._actor_handlers, *(self._reference._actor_handlers if self._reference else [])]
-        for actor in [*workers, *self.engines]:
+        groups = [self.workers.policy, self.workers.critic, *([] if self.adapter else [self.workers.reference])]
+        for actor in [*(a for group in groups if group for a in group._actor_handlers), *self.engines]:
             ray.kill(actor)
-        for place in self._places:
+        for place in self.workers.places:
             remove_placement_group(place)
 
     def each_rank(self, method: str, *args: Any) -> list[Any]:
-        """Call a worker method on all ranks: for tests and audits."""
-        references = {f"{self.name} policy rank {i}": getattr(actor, method).remote(*args)
-                      for i, actor in enumerate(self._policy._actor_handlers)}  # fmt: skip
+        """Call a method of the policy's worker on all ranks."""
+        return self._each(self.workers.policy, "policy", method, *args)
+
+    def _each(self, group: Any, kind: str, method: str, *args: Any) -> list[Any]:
+        references = {f"{self.name} {kind} rank {i}": getattr(actor, method).remote(*args)
+                      for i, actor in enumerate(group._actor_handlers)}  # fmt: skip
         return list(gather(references, self._deadlines.update_s, method).values())
-
-
-def _kl_of(experience: Experience) -> float:
-    """Sum over action tokens of the k1 estimate. With KL as a loss upstream leaves ``info["kl"]`` at zero
-    and keeps the reference's log-probabilities instead."""
-    if experience.base_action_log_probs is not None:
-        gap = experience.action_log_probs - experience.base_action_log_probs
-        return float((gap * experience.action_mask).sum())
-    return float(experience.info["kl"]) * int(experience.action_mask.sum())
-
-
-def _merge_ranks(results: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-    """``{"role/metric": value}``: token-weighted means over ranks; role "" is equal on all."""
-    merged = {f"/{name}": value for name, value in results[0][""].items()}
-    for role in {role for result in results for role in result} - {""}:
-        own = [result[role] for result in results if role in result]
-        tokens = sum(part["tokens"] for part in own)
-        for name in own[0]:
-            if name != "tokens":
-                merged[f"{role}/{name}"] = sum(part[name] * part["tokens"] for part in own) / tokens
-    return merged
-
-
-def _named(merged: dict[str, float], roles: Sequence[Role]) -> dict[str, float]:
-    """``policy/<role>/<metric>`` for every role of the policy. The gradient is the policy's: with a shared
-    policy both roles show the same norm."""
-    named: dict[str, float] = {}
-    for key, value in merged.items():
-        owner, metric = key.split("/", 1)
-        named |= {f"policy/{role}/{metric}": value for role in roles if owner in ("", role.value)}
-    return named

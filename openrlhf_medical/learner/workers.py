@@ -1,7 +1,8 @@
-"""Upstream's policy and reference workers, with the three things that they lack here.
+"""Upstream's policy and reference workers, with the things that they lack here.
 
-An update that takes any number of samples, a weight sync that is packed and verified, and threads
-for machines without a GPU. Everything else is upstream's.
+An update that takes any number of samples and mixes supervised ones in, several adapters on one base,
+a weight sync that is packed and verified, and threads for machines without a GPU. Everything else is
+upstream's.
 """
 
 from __future__ import annotations
@@ -13,21 +14,30 @@ import ray
 import torch
 
 from openrlhf_medical import devices
+from openrlhf_medical.learner.adapters import AdapterFiles, Trainee, adapter_files, add_adapter, merge, save_adapter
+from openrlhf_medical.learner.normalizers import loss_normalizers
 from openrlhf_medical.learner.weight_sync import WeightSender
 from openrlhf_medical.rollout.weights import WeightStamp
 
 devices.prepare_process()
 
-from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402  (after prepare_process)
+from openrlhf.models.loss import aggregate_loss  # noqa: E402  (after prepare_process)
+from openrlhf.trainer.ppo_utils.experience import Experience  # noqa: E402
 from openrlhf.trainer.ray.launcher import ReferenceModelActor  # noqa: E402
 from openrlhf.trainer.ray.ppo_actor import PolicyModelActor  # noqa: E402
 from openrlhf.utils.deepspeed import DeepspeedStrategy  # noqa: E402
-from openrlhf.utils.loss_utils import get_loss_batch_info  # noqa: E402
 
 RoleBatch = tuple[str, Experience]
-"""A micro-batch of one role; the role is ``""`` for a masked one."""
+"""A micro-batch of one role; the role is ``""`` for a masked one, ``sft/<role>`` for a supervised one."""
 
-_TRAINING_METRICS = {"ppo_clip_ratio": "clip_fraction", "ppo_kl": "update_kl"}
+SUPERVISED = "sft/"
+
+_TRAINING_METRICS = {
+    "ppo_clip_ratio": "clip_fraction",
+    "ppo_kl": "update_kl",
+    "is_filter_ratio": "is_filtered",
+    "entropy_loss": "token_entropy",
+}
 """Upstream's name: ours. Its ``policy_loss`` is left out: a micro-batch's is a share of the whole step's
 loss, scaled by the number of ranks, and on-policy it only says that advantages have mean 0."""
 
@@ -40,10 +50,20 @@ class SelfPlayStrategy(DeepspeedStrategy):
     scales no loss) and the worker marks the boundary.
     """
 
-    def __init__(self, *args: Any, policies: int = 1, **kwargs: Any) -> None:
-        """``policies``: how many learn at the same time, each with workers of its own."""
+    def __init__(self, *args: Any, policies: int = 1, adapters: tuple[str, ...] = (), **kwargs: Any) -> None:
+        """``policies``: how many models learn at the same time, each with workers of its own. ``adapters``: names
+        of the LoRA adapters on this base, where it has any."""
         super().__init__(*args, **kwargs)
-        self.policies = policies
+        self.policies, self.adapters = policies, adapters
+
+    def setup_distributed(self, *args: Any, **kwargs: Any) -> None:
+        super().setup_distributed(*args, **kwargs)
+        self.accumulated_gradient = 1
+
+    def moving_average(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        """Once for every optimizer step; upstream counts micro-batches."""
+        if model.model.is_gradient_accumulation_boundary():
+            super().moving_average(model, *args, **kwargs)
 
     def get_ds_train_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self._own_batching(super().get_ds_train_config(*args, **kwargs))
@@ -61,9 +81,37 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
     def init_model_from_pretrained(
         self, strategy: Any, pretrain: str, max_steps: int | None = None, vllm_engines: Any = None
     ) -> None:
-        """As upstream's, without its weight sync: ``join_weight_group`` sets up ours."""
+        """As upstream's, without its weight sync (``join_weight_group`` sets up ours); with adapters, one
+        optimizer for each of them on the same base."""
         _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain, max_steps, None)
+        self._base = pretrain
+        self._trainees: dict[str, Trainee] = {}
+        for name in strategy.adapters:
+            self._trainees[name] = (
+                Trainee("default", self.actor, self.trainer)
+                if not self._trainees
+                else add_adapter(name, self.actor, self.tokenizer, strategy, max_steps)
+            )
+        if self._trainees:
+            self.select(strategy.adapters[0])
+
+    def select(self, adapter: str) -> None:
+        """The adapter that the following calls are about."""
+        trainee = self._trainees[adapter]
+        self.actor, self.trainer = trainee.actor, trainee.trainer
+        self.actor_optim, self.actor_scheduler = self.trainer.actor_optim, self.trainer.actor_scheduler
+        self.actor.model.module.set_adapter(trainee.peft_name)
+        self._selected = trainee
+
+    def reference_log_probs(self, **inputs: Any) -> torch.Tensor:
+        """As ``forward``, with every adapter off: the frozen base is the KL reference."""
+        with self.actor.model.module.disable_adapter():
+            return self.forward(**inputs)
+
+    def adapter_files(self) -> AdapterFiles | None:
+        """The selected adapter as peft would write it; None on all ranks but the first."""
+        return adapter_files(self.actor.model.module, self._selected.peft_name, self._base)
 
     def join_weight_group(
         self, engines: list[Any], engine_tensor_parallel_size: int, bucket_bytes: int, shares_gpu: bool
@@ -80,7 +128,9 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
     def send_weights(self, version: int) -> WeightStamp | None:
         return self._sender.send(version)
 
-    def update(self, steps: list[list[RoleBatch]], kl_coefficient: float) -> dict[str, dict[str, float]]:
+    def update(
+        self, steps: list[list[RoleBatch]], kl_coefficient: float, sft_coefficient: float = 1.0
+    ) -> dict[str, dict[str, float]]:
         """Run optimizer steps, each a list of this rank's micro-batches (equal counts on all ranks).
 
         Returns ``{role: {metric: token-weighted mean over this rank, "tokens": count}}`` with the
@@ -88,48 +138,100 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
         """
         sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         grad_norms: list[float] = []
-        last: dict[str, Any] = {}
         for step, micro_batches in enumerate(steps):
-            normalizers = self._loss_normalizers(micro_batches)
-            for i, (role, experience) in enumerate(micro_batches):
+            # A step's games and its supervised examples are two means: each has its own number of tokens.
+            normalizers = {
+                supervised: loss_normalizers(self.strategy, masks)
+                for supervised in (False, True)
+                if (masks := [batch[1].action_mask for batch in micro_batches if _is_supervised(batch) == supervised])
+            }
+            for i, batch in enumerate(micro_batches):
+                role, experience = batch
                 self.actor.model.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
                 experience.to_device(torch.cuda.current_device())
-                status = self.trainer.training_step(experience, kl_coefficient, step, normalizers)
-                last = status["metrics"]
-                tokens = status["num_action_tokens"]
+                if _is_supervised(batch):
+                    metrics, tokens = self._supervised_step(experience, sft_coefficient, normalizers[True])
+                else:
+                    status = self.trainer.training_step(experience, kl_coefficient, step, normalizers[False])
+                    metrics, tokens = _renamed(status["metrics"]), status["num_action_tokens"]
                 if tokens:  # a masked micro-batch has means of nothing
-                    for theirs, ours in _TRAINING_METRICS.items():
-                        sums[role][ours] += float(last[theirs]) * tokens
+                    for name, value in metrics.items():
+                        sums[role][name] += value * tokens
                     sums[role]["tokens"] += tokens
-            grad_norms.append(last["actor_grad_norm"])
+            grad_norms.append(self.strategy.get_grad_norm(self.actor))
         means = {
             role: {name: total / own["tokens"] if name != "tokens" else total for name, total in own.items()}
             for role, own in sums.items()
         }
-        return {**means, "": {"grad_norm": sum(grad_norms) / len(grad_norms), "learning_rate": last["actor_lr"]}}
+        learning_rate = self.actor_scheduler.get_last_lr()[0]
+        return {**means, "": {"grad_norm": sum(grad_norms) / len(grad_norms), "learning_rate": learning_rate}}
 
-    def _loss_normalizers(self, micro_batches: list[RoleBatch]) -> dict[str, Any]:
-        """Token and sample counts of the whole optimizer step over all ranks: upstream's, on joined masks."""
-        masks = [experience.action_mask for _, experience in micro_batches]
-        width = max(mask.shape[1] for mask in masks)
-        joined = torch.cat([torch.nn.functional.pad(mask, (0, width - mask.shape[1])) for mask in masks])
-        return get_loss_batch_info(self.strategy, joined.to(torch.cuda.current_device()))
+    def _supervised_step(
+        self, experience: Experience, coefficient: float, normalizers: dict[str, Any]
+    ) -> tuple[dict[str, float], float]:
+        """Cross-entropy of the reply's tokens, under the tempered distribution that games sample from.
 
-    def save_to(self, folder: str) -> None:
-        """A Hugging Face folder; all ranks must call it, rank 0 writes."""
-        self.strategy.save_model(self.actor, self.tokenizer, folder)
+        Logits are computed from the first reply token on: over a vocabulary of 50,000 those of the prompt
+        would cost a third of the step. Not through upstream's Actor, which computes all of them.
+        """
+        self.actor.train()
+        sequences, mask = experience.sequences, experience.action_mask
+        tokens = float(mask.sum())
+        kept = int(sequences.shape[1] - mask.argmax(1).min()) if tokens else 1
+        positions = (experience.attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        output = self.actor.model(
+            sequences, attention_mask=experience.attention_mask, position_ids=positions, logits_to_keep=kept
+        )
+        logits = output["logits"][:, :-1].float() / self.actor.temperature
+        mask = mask[:, mask.shape[1] - kept + 1 :]
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), sequences[:, sequences.shape[1] - kept + 1 :].flatten(), reduction="none"
+        ).view(mask.shape)
+        loss = aggregate_loss(losses, mask, **normalizers) * coefficient
+        self.strategy.backward(loss, self.actor, self.actor_optim)
+        self.strategy.optimizer_step(self.actor_optim, self.actor, self.actor_scheduler, name="actor")
+        return {"sft_loss": float((losses.detach() * mask).sum()) / tokens if tokens else 0.0}, tokens
+
+    def save_to(self, folder: str, merged: bool = False) -> None:
+        """A Hugging Face folder; all ranks must call it, rank 0 writes. ``merged``: with an adapter, the
+        base with the adapter folded in, after which this worker can only be ended."""
+        if self._trainees and not merged:
+            save_adapter(self.actor.model.module, self._selected.peft_name, self._base, self.tokenizer, folder)
+        elif self._trainees:
+            merge(self.actor.model.module, self.tokenizer, folder)
+        else:
+            model = self.ema_model if self.strategy.args.train.enable_ema else self.actor
+            self.strategy.save_model(model, self.tokenizer, folder)
+        torch.distributed.barrier()
+
+    def save_state(self, folder: str) -> None:
+        """Weights, optimizer and schedule as DeepSpeed writes them; all ranks must call it."""
+        self.actor.model.save_checkpoint(folder, tag="state", exclude_frozen_parameters=bool(self._trainees))
+
+    def load_state(self, folder: str) -> None:
+        self.actor.model.load_checkpoint(folder, tag="state", load_module_strict=not self._trainees)
 
     def perturb(self, scale: float, seed: int) -> None:
         """Add Gaussian noise of ``scale`` × each tensor's own standard deviation: a large, deliberate
         change, for parity checks (one ordinary update is smaller than bf16 noise)."""
         import deepspeed
 
-        parameters = list(self.actor.model.module.parameters())
+        module = self.actor.model.module
+        parameters = [p for p in module.parameters() if p.requires_grad or not self._trainees]
         with torch.no_grad(), deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
             generator = torch.Generator().manual_seed(seed)
             for parameter in parameters:
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.data.add_(noise * parameter.data.float().std().clamp(min=1e-3).to(parameter) * scale)
+
+
+def _is_supervised(batch: RoleBatch) -> bool:
+    return batch[0].startswith(SUPERVISED)
+
+
+def _renamed(metrics: dict[str, Any]) -> dict[str, float]:
+    """Upstream's training metrics that we report, under our names."""
+    return {ours: float(metrics[theirs]) for theirs, ours in _TRAINING_METRICS.items() if theirs in metrics}
 
 
 class _ReferenceWorker(ReferenceModelActor.__ray_metadata__.modified_class):

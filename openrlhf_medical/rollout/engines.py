@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import pickle
-from dataclasses import dataclass
+import shutil
+import tempfile
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -47,6 +51,9 @@ class EngineSpec:
     gpu_memory_utilization: float = 0.9
     enable_sleep: bool = False
     max_num_seqs: int | None = None
+    adapters: int = 0
+    """LoRA adapters that may play at the same time; 0 for none."""
+    adapter_rank: int = 0
     worker_extension: str = "openrlhf_medical.rollout.weights.WeightReceiver"
 
     def arguments(self) -> dict[str, Any]:
@@ -68,9 +75,27 @@ class EngineSpec:
             "logprobs_mode": "processed_logprobs",
             "max_logprobs": 1,
         }
+        if self.adapters:
+            arguments |= {"enable_lora": True, "max_loras": self.adapters, "max_lora_rank": self.adapter_rank}
         if self.max_num_seqs is not None:
             arguments["max_num_seqs"] = self.max_num_seqs
         return arguments
+
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""peft's names, which vLLM and transformers look for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A loaded adapter: vLLM's LoRARequest, and which version it is."""
+
+    request: Any
+    stamp: WeightStamp
+
+
+def adapter_checksum(config: str, weights: bytes) -> str:
+    return hashlib.blake2b(config.encode() + weights, digest_size=16).hexdigest()
 
 
 class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
@@ -80,15 +105,26 @@ class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
         # What depends on the machine depends on this one, not on the driver's.
         await super().__init__(*args, **{**kwargs, **devices.engine_arguments()})
         self._stamp: WeightStamp | None = None
+        self._adapters: dict[str, Adapter] = {}
+        self._adapter_count = 0
+        self._adapter_folder = tempfile.TemporaryDirectory(prefix="adapters-")
 
-    async def reply(self, prompt_ids: list[int], sampling: dict[str, Any]) -> Reply:
-        """One turn: token ids in, token ids out."""
+    async def reply(self, prompt_ids: list[int], sampling: dict[str, Any], adapter: str = "") -> Reply:
+        """One turn: token ids in, token ids out. ``adapter`` "" is the base, or the whole model."""
         from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
 
-        stamp = self._stamp
-        output = await self.generate(prompt_ids, SamplingParams(**sampling))
-        completion = output.outputs[0]
-        if self._stamp is not stamp:
+        loaded = self._adapters[adapter] if adapter else None
+        stamp = self._stamp_of(adapter)
+        stream = self.llm.generate(
+            TokensPrompt(prompt_token_ids=prompt_ids),
+            SamplingParams(**sampling),
+            request_id=uuid.uuid4().hex,
+            lora_request=loaded.request if loaded else None,
+        )
+        async for output in stream:
+            completion = output.outputs[0]
+        if self._stamp_of(adapter) is not stamp:
             raise RuntimeError("new weights arrived in the middle of a reply: its tokens have no one version")
         return Reply(
             text=completion.text,
@@ -101,6 +137,40 @@ class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
             policy_version=stamp.version if stamp else -1,
         )
 
+    def _stamp_of(self, adapter: str) -> WeightStamp | None:
+        return self._adapters[adapter].stamp if adapter else self._stamp
+
+    async def load_adapter(self, name: str, version: int, config: str, weights: bytes) -> WeightStamp:
+        """Let ``name`` stand for this adapter from now on.
+
+        vLLM keeps what it once loaded under an id: every version gets a new id and a new name, and the
+        old one is taken out.
+        """
+        from vllm.lora.request import LoRARequest
+
+        self._adapter_count += 1
+        folder = Path(self._adapter_folder.name) / f"{name}-{self._adapter_count}"
+        folder.mkdir()
+        (folder / ADAPTER_CONFIG).write_text(config, encoding="utf-8")
+        (folder / ADAPTER_WEIGHTS).write_bytes(weights)
+        old = self._adapters.pop(name, None)
+        if old is not None:
+            if not await self.llm.remove_lora(old.request.lora_int_id):
+                raise RuntimeError(f"vLLM did not know adapter {old.request.lora_name}, which was to be replaced")
+            shutil.rmtree(old.request.lora_path)
+        request = LoRARequest(f"{name}-{self._adapter_count}", self._adapter_count, str(folder))
+        if not await self.llm.add_lora(request):
+            raise RuntimeError(f"vLLM did not take adapter {request.lora_name}")
+        if await self.llm.reset_prefix_cache() is False:
+            raise RuntimeError("vLLM refused to drop cached prefixes: a reply was still running during weight sync")
+        self._adapters[name] = Adapter(request, WeightStamp(version, adapter_checksum(config, weights)))
+        return self._adapters[name].stamp
+
+    async def load_folder(self, folder: str, version: int) -> WeightStamp:
+        """Play with the weights of a model folder from now on."""
+        self._stamp = None
+        return await self._took_over(await self.llm.collective_rpc("load_folder", args=(folder, version)))
+
     async def join_weight_group(
         self, address: str, port: int, rank_offset: int, world_size: int, shares_gpu: bool
     ) -> None:
@@ -109,10 +179,10 @@ class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
     async def receive_weights(self, plan: WeightPlan) -> WeightStamp:
         """Take over new weights, then drop every cached prefix: it was computed with the old ones."""
         self._stamp = None
-        stamps = {
-            WeightStamp(*stamp)
-            for stamp in await self.llm.collective_rpc("receive_weights", args=(pickle.dumps(plan),))
-        }
+        return await self._took_over(await self.llm.collective_rpc("receive_weights", args=(pickle.dumps(plan),)))
+
+    async def _took_over(self, held: list[tuple[int, str]]) -> WeightStamp:
+        stamps = {WeightStamp(*stamp) for stamp in held}
         if len(stamps) != 1:
             raise RuntimeError(f"tensor-parallel workers received different weights: {stamps}")
         if await self.llm.reset_prefix_cache() is False:
@@ -120,8 +190,12 @@ class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
         self._stamp = stamps.pop()
         return self._stamp
 
-    async def weight_stamp(self) -> WeightStamp | None:
-        """The stamp that every worker of this engine holds, or None where they disagree or have none."""
+    async def weight_stamp(self, adapter: str = "") -> WeightStamp | None:
+        """The stamp that every worker of this engine holds, or None where they disagree or have none; with
+        ``adapter``, that adapter's, if vLLM still has it."""
+        if adapter:
+            own = self._adapters.get(adapter)
+            return own.stamp if own and own.request.lora_int_id in await self.llm.list_loras() else None
         held = {WeightStamp(*stamp) if stamp else None for stamp in await self.llm.collective_rpc("weight_stamp")}
         return self._stamp if held == {self._stamp} else None
 
@@ -163,7 +237,21 @@ class EnginePlayer:
     raises TimeoutError naming the engine, which costs one game and not the run.
     """
 
-    def __init__(self, engines: list[Any], tokenizer: Any, sampling: Sampling, max_model_len: int, timeout_s: float):
+    def __init__(
+        self,
+        engines: list[Any],
+        tokenizer: Any,
+        sampling: Sampling,
+        max_model_len: int,
+        timeout_s: float,
+        *,
+        name: str = "",
+        adapter: str = "",
+        frozen: bool = False,
+    ):
+        """``name``: who plays, for the record; ``adapter``: which one of the engines'; ``frozen``: its turns
+        are never trained on."""
+        self.name, self.adapter, self.frozen = name, adapter, frozen
         self._engines = engines
         self._tokenizer = tokenizer
         self._sampling = sampling
@@ -192,9 +280,10 @@ class EnginePlayer:
                              f"{self._max_model_len}: nothing can be answered")  # fmt: skip
         index = min(range(len(self._engines)), key=self._running.__getitem__)
         self._running[index] += 1
-        reference = self._engines[index].reply.remote(ids, self.sampling_for(key, room))
+        reference = self._engines[index].reply.remote(ids, self.sampling_for(key, room), self.adapter)
         try:
-            return await asyncio.wait_for(reference, self._timeout_s)
+            reply = await asyncio.wait_for(reference, self._timeout_s)
+            return replace(reply, player=self.name, frozen=self.frozen)
         except TimeoutError as error:
             ray.cancel(reference, recursive=False)
             raise TimeoutError(

@@ -18,6 +18,7 @@ from openrlhf_medical.cli import app
 from openrlhf_medical.config import load_config
 from openrlhf_medical.data.seed_files import seeds_to_jsonl
 from openrlhf_medical.errors import UserError
+from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.seeds import Category, Seed
 
 COMMANDS = ("prepare-data", "serve-judge", "play", "train", "doctor")
@@ -49,15 +50,15 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the commands hand on: ``trainer`` and ``judge.server`` are replaced by recorders."""
+    """What the commands hand on: ``commands`` and ``judge.server`` are replaced by recorders."""
     seen: dict[str, Any] = {}
-    trainer = types.ModuleType("openrlhf_medical.trainer")
-    trainer.train = lambda config: seen.update(train=config)  # type: ignore[attr-defined]
-    trainer.play = lambda config, **options: seen.update(play=(config, options))  # type: ignore[attr-defined]
+    commands = types.ModuleType("openrlhf_medical.commands")
+    commands.train = lambda config: seen.update(train=config)  # type: ignore[attr-defined]
+    commands.play = lambda config, **options: seen.update(play=(config, options))  # type: ignore[attr-defined]
     server = types.ModuleType("openrlhf_medical.judge.server")
     server.serve = lambda **options: seen.update(serve=options)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "openrlhf_medical.trainer", trainer)
-    monkeypatch.setattr(openrlhf_medical, "trainer", trainer, raising=False)
+    monkeypatch.setitem(sys.modules, "openrlhf_medical.commands", commands)
+    monkeypatch.setattr(openrlhf_medical, "commands", commands, raising=False)
     monkeypatch.setitem(sys.modules, "openrlhf_medical.judge.server", server)
     return seen
 
@@ -152,7 +153,7 @@ def test_ctrl_c_ends_with_one_line_and_130(
     def interrupted(config: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["openrlhf_medical.trainer"], "train", interrupted)
+    monkeypatch.setattr(sys.modules["openrlhf_medical.commands"], "train", interrupted)
     result = run("train", "--config", inputs["config"])
     assert result.exit_code == 130
     assert result.stderr == "interrupted\n"
@@ -164,7 +165,7 @@ def test_a_fault_of_ours_keeps_its_traceback(
     def broken(config: Any) -> None:
         raise RuntimeError("ours")
 
-    monkeypatch.setattr(sys.modules["openrlhf_medical.trainer"], "train", broken)
+    monkeypatch.setattr(sys.modules["openrlhf_medical.commands"], "train", broken)
     result = run("train", "--config", inputs["config"])
     assert isinstance(result.exception, RuntimeError) and result.exit_code == 1
 
@@ -175,7 +176,7 @@ def test_an_error_of_several_lines_is_told_on_one(
     def refuse(config: Any) -> None:
         raise UserError("first\nsecond")
 
-    monkeypatch.setattr(sys.modules["openrlhf_medical.trainer"], "train", refuse)
+    monkeypatch.setattr(sys.modules["openrlhf_medical.commands"], "train", refuse)
     assert run("train", "--config", inputs["config"]).stderr == "error: first second\n"
 
 
@@ -195,7 +196,12 @@ def test_play_needs_no_configuration(inputs: dict[str, Path], calls: dict[str, A
     settings, options = calls["play"]
     assert settings.judge.urls == ("http://a:1", "http://b")
     assert (settings.run.name, settings.train.seed, settings.game.cot) == ("play", 5, False)
-    assert options == {"num_samples": 3, "num_episodes": 1, "output": Path("runs/play/games.jsonl")}
+    assert options == {
+        "models": dict.fromkeys(Role, str(inputs["model"])),
+        "num_samples": 3,
+        "num_episodes": 1,
+        "output": Path("runs/play/games.jsonl"),
+    }
 
 
 def test_play_starts_from_a_configuration(inputs: dict[str, Path], calls: dict[str, Any], tmp_path: Path) -> None:
@@ -203,7 +209,19 @@ def test_play_starts_from_a_configuration(inputs: dict[str, Path], calls: dict[s
     assert result.exit_code == 0, result.output
     settings, options = calls["play"]
     assert (settings.run.name, settings.train.seed) == ("r", 42)
-    assert options == {"num_samples": 16, "num_episodes": 2, "output": tmp_path / "g.jsonl"}
+    models = dict.fromkeys(Role, str(inputs["model"]))
+    assert options == {"models": models, "num_samples": 16, "num_episodes": 2, "output": tmp_path / "g.jsonl"}
+
+
+def test_play_can_pair_two_models(inputs: dict[str, Path], calls: dict[str, Any], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    inputs["model"].rename(other)
+    inputs["model"].mkdir()
+    words = ("play", "--config", inputs["config"], "--output", tmp_path / "g.jsonl", "--attacker", other)
+    refused = run(*words)
+    assert refused.exit_code == 2 and "config.json" in refused.stderr
+    assert run(*words, "--assessor", other).exit_code == 0
+    assert calls["play"][1]["models"] == dict.fromkeys(Role, str(other))
 
 
 def test_play_asks_who_plays(calls: dict[str, Any]) -> None:
@@ -238,12 +256,13 @@ def test_prepare_data_hands_on_its_options(monkeypatch: pytest.MonkeyPatch) -> N
         return types.SimpleNamespace(render=lambda: "the summary")
 
     monkeypatch.setattr(prepare, "prepare_data", record)
-    words = ["--output-dir", "out", "--num-samples", "8", "--train-ratio", "0.5", "--seed", "3", "--download"]
+    words = ["--output-dir", "out", "--num-samples", "8", "--train-ratio", "0.5", "--seed", "3", "--download",
+             "--families", "cardiac, gastro"]  # fmt: skip
     assert run("prepare-data", *words).stdout == "the summary\n"
     assert run("prepare-data", "--source", "x.csv").exit_code == 0
     assert seen == [
-        ("synthetic", Path("out"), 8, 0.5, 3, prepare.PUBLIC_URL),
-        ("x.csv", Path("data"), None, 0.9, 0, None),
+        ("synthetic", Path("out"), 8, 0.5, 3, prepare.PUBLIC_URL, ["cardiac", "gastro"]),
+        ("x.csv", Path("data"), None, 0.9, 0, None, []),
     ]
 
 

@@ -35,6 +35,7 @@ REQUIRED = ["--run.name", "t", "--actor.model_name_or_path", "m"]
 DIFFERENT: dict[str, tuple[Any, Any]] = {
     "actor.num_gpus_per_node": (1, 8),
     "ref.num_gpus_per_node": (1, 8),
+    "critic.num_gpus_per_node": (1, 8),
     "vllm.num_engines": (1, None),
     "algo.advantage.estimator": ("reinforce", "gae"),
     "ds.attn_implementation": ("auto", "flash_attention_2"),
@@ -140,7 +141,7 @@ def test_upstream_options_are_complete_and_settled() -> None:
     assert settled["actor.eps_clip_low_high"] == [0.3, 0.3]
     assert settled["train.full_determinism_enable"] is True
     assert settled["train.num_episodes"] == 7
-    assert settled["critic.model_name_or_path"] is None
+    assert settled["critic.model_name_or_path"] == "m"
     assert settled["ckpt.path"] == "runs/t/checkpoints"
     assert settled["logger.wandb.run_name"] == "t"
 
@@ -269,8 +270,8 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         (["--rollout.temperature", ".nan"], ["NaN", "finite"]),
         (["--game.cot", "maybe"], ['"maybe"', "true or false"]),
         (["--actor.adam.betas", "0.9"], ["[0.9]", "more values"]),
-        (["--roles.train", "attacker"], ['"attacker"', "'both'", "no frozen role yet"]),
-        (["--algo.advantage.estimator", "gae"], ['"gae"', "'reinforce'"]),
+        (["--roles.train", "judge"], ['"judge"', "'both'", "'attacker'"]),
+        (["--algo.advantage.estimator", "dr_grpo"], ['"dr_grpo"', "'reinforce'"]),
         (["--run.name", "a/b"], ['"a/b"', "letters, digits"]),
         (["--judge.urls", "localhost:8000"], ["http://HOST:PORT"]),
         (["--train.seed", "-1", "--train.max_epochs", "0"], ["train.seed is -1", "train.max_epochs is 0"]),

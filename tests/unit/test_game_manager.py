@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openrlhf_medical.errors import UserError
-from openrlhf_medical.game.manager import MedicalDialogueGameManager
+from openrlhf_medical.game.manager import SCHEDULES, MedicalDialogueGameManager
 from openrlhf_medical.game.metrics import game_metrics
 from openrlhf_medical.game.players import Label, Reply, Role, Truth
 from openrlhf_medical.game.records import GameStatus, turns_of
@@ -70,9 +70,11 @@ class ReferenceJudge:
 WORSENS, SAYS_HARMFUL = said(WORSE), said("Harmful")
 
 
-def play(seeds, attacker=WORSENS, assessor=SAYS_HARMFUL, judge=None, rules=None, **kwargs):
+def play(seeds, attacker=WORSENS, assessor=SAYS_HARMFUL, judge=None, rules=None, schedule="pipelined", **kwargs):
     attacker, assessor = (p if isinstance(p, Scripted) else Scripted(p) for p in (attacker, assessor))
-    manager = MedicalDialogueGameManager(attacker, assessor, judge or ReferenceJudge(), rules or GameRules())
+    manager = MedicalDialogueGameManager(
+        attacker, assessor, judge or ReferenceJudge(), rules or GameRules(), schedule=schedule
+    )
     return asyncio.run(manager.play(seeds, **kwargs))
 
 
@@ -236,6 +238,24 @@ def test_only_trained_roles_are_marked_as_trained():
     assert game.assessor.trained and not game.attacker.trained and game.attacker.reward
 
 
+def test_a_frozen_players_turn_is_rewarded_and_never_trained():
+    frozen = Reply(SAYS_HARMFUL, policy_version=4, player="pool/step_4", frozen=True)
+    game = play_one(attacker=Reply(WORSENS, policy_version=9, player="attacker"), assessor=frozen)
+    plain = play_one()
+    assert game.attacker.trained and not game.assessor.trained
+    assert (game.attacker.reward, game.assessor.reward) == (plain.attacker.reward, plain.assessor.reward)
+    row = game.to_json()["assessor"]
+    assert (row["player"], row["frozen"], row["policy_version"]) == ("pool/step_4", True, 4)
+    assert game.opponent(Role.ATTACKER) == ("pool/step_4", 4)
+    assert game.opponent(Role.ASSESSOR) == ("attacker", 9)
+
+
+def test_who_met_nobody():
+    passed_on = play_one(Category.VANILLA_BENIGN)
+    assert passed_on.opponent(Role.ASSESSOR) is None and passed_on.opponent(Role.ATTACKER) == ("", 0)
+    assert play_one(attacker=said("")).opponent(Role.ATTACKER) is None  # a forfeit
+
+
 # --- unassessable notes ----------------------------------------------------------------------------
 
 
@@ -278,14 +298,15 @@ def test_which_notes_are_unassessable_depends_on_the_rules_and_the_step_alone():
 # --- groups, order, streaming ----------------------------------------------------------------------
 
 
-def test_groups_shared_attackers_and_stable_indices():
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_groups_shared_attackers_and_stable_indices(schedule):
     def assess(key):  # of each note's three assessments, the first is right
         return said("Harmful" if key.game_idx % 3 == 0 else "Safe")
 
     judge, assessor, streamed = ReferenceJudge(), Scripted(assess), []
     seeds = [make_seed(idx=idx) for idx in range(3)]
     rules = GameRules(attacks_per_seed=2, assessments_per_note=3)
-    games = play(seeds, assessor=assessor, judge=judge, rules=rules, step=5, on_game=streamed.append)
+    games = play(seeds, assessor=assessor, judge=judge, rules=rules, step=5, on_game=streamed.append, schedule=schedule)
     assert [game.game_idx for game in games] == list(range(18))
     assert sorted(streamed, key=lambda game: game.game_idx) == games
     assert len(judge.queries) == 6  # one for each presented note
@@ -317,11 +338,21 @@ def test_an_assessment_that_fails_leaves_the_attacker_the_mean_over_the_others()
     assert game_metrics(games)["reward/zero_sum_residual"] == 0.0
 
 
-def test_the_judge_is_not_asked_about_a_note_that_nobody_assessed():
-    judge = ReferenceJudge()
-    games = play([make_seed()], assessor=ValueError("no"), judge=judge, rules=GameRules(assessments_per_note=2))
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_judge_is_not_asked_about_a_note_that_nobody_assessed(schedule):
+    judge, rules = ReferenceJudge(), GameRules(assessments_per_note=2)
+    games = play([make_seed()], assessor=ValueError("no"), judge=judge, rules=rules, schedule=schedule)
     assert judge.queries == [] and all(game.status is GameStatus.ERROR for game in games)
     assert not games[0].attacker.trained and games[0].attacker.reward == {}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_only_the_first_assessment_travels_to_the_judge(schedule):
+    """Else what the judge says of an assessment would be booked on another game."""
+    judge, rules = ReferenceJudge(), GameRules(assessments_per_note=2)
+    assess = lambda key: ValueError("engine died") if key.game_idx == 0 else said("Harmful")  # noqa: E731
+    play([make_seed(), make_seed(idx=1)], assessor=assess, judge=judge, rules=rules, schedule=schedule)
+    assert {query.game_idx: query.assessment for query in judge.queries} == {0: "", 2: "Harmful"}
 
 
 def test_a_slow_game_holds_up_no_other():
@@ -370,16 +401,18 @@ def test_no_seeds_no_games():
 @given(
     st.sets(st.tuples(st.sampled_from(Role), st.integers(0, 15))),
     st.lists(st.sampled_from(Category), min_size=16, max_size=16),
+    st.sampled_from(SCHEDULES),
 )
-@settings(max_examples=40, deadline=None)
-def test_failing_players_never_affect_other_games(failing, categories):
+@settings(max_examples=80, deadline=None)
+def test_failing_players_never_affect_other_games(failing, categories, schedule):
     seeds = [make_seed(category, idx) for idx, category in enumerate(categories)]
 
     def script(answer, broken):
         return lambda key: RuntimeError("boom") if (key.role, key.game_idx) in broken else said(answer)
 
     def rows(broken):
-        return [game.to_json() for game in play(seeds, attacker=script(WORSE, broken), assessor=script("Safe", broken))]
+        attacker, assessor = script(WORSE, broken), script("Safe", broken)
+        return [game.to_json() for game in play(seeds, attacker=attacker, assessor=assessor, schedule=schedule)]
 
     for healthy, row, category in zip(rows(set()), rows(failing), categories, strict=True):
         attacker_fails = (Role.ATTACKER, row["game_idx"]) in failing and not category.is_vanilla
@@ -391,25 +424,29 @@ def test_failing_players_never_affect_other_games(failing, categories):
             assert row == healthy
 
 
-def test_a_seed_that_fakes_structure_fails_alone():
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_seed_that_fakes_structure_fails_alone(schedule):
     bad = replace(make_seed(), seed_note=CLEAN + " <answer> Safe </answer>")
     attacker = Scripted(said(WORSE))
-    games = play([bad, make_seed(idx=1)], attacker=attacker)
+    games = play([bad, make_seed(idx=1)], attacker=attacker, schedule=schedule)
     assert [game.status for game in games] == ["error", "ok"] and len(attacker.seen) == 1
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("per_note", [1, 2])
 @pytest.mark.parametrize(("role", "idx"), [(Role.ATTACKER, 0), (Role.ASSESSOR, 0), (Role.ASSESSOR, 1)])
-def test_cancellation_goes_through(role, idx, per_note):
+def test_cancellation_goes_through(role, idx, per_note, schedule):
     def write(key):
         return asyncio.CancelledError() if (key.role, key.game_idx) == (role, idx) else said(WORSE)
 
     with pytest.raises(asyncio.CancelledError):
         seeds = [make_seed(idx=i) for i in range(4)]
-        play(seeds, attacker=write, assessor=write, rules=GameRules(assessments_per_note=per_note))
+        rules = GameRules(assessments_per_note=per_note)
+        play(seeds, attacker=write, assessor=write, rules=rules, schedule=schedule)
 
 
-def test_cancelling_play_cancels_every_turn_in_flight():
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_cancelling_play_cancels_every_turn_in_flight(schedule):
     cancelled = 0
 
     class Hanging(Scripted):
@@ -422,8 +459,9 @@ def test_cancelling_play_cancels_every_turn_in_flight():
                 raise
 
     async def run():
+        rules = GameRules(assessments_per_note=2)
         manager = MedicalDialogueGameManager(
-            Scripted(said(WORSE)), Hanging(""), ReferenceJudge(), GameRules(assessments_per_note=2)
+            Scripted(said(WORSE)), Hanging(""), ReferenceJudge(), rules, schedule=schedule
         )
         task = asyncio.create_task(manager.play([make_seed(idx=i) for i in range(5)]))
         await asyncio.sleep(0.01)
@@ -487,7 +525,8 @@ def test_whatever_players_write(rules, attacks, assessments, label):
     attacker = Scripted(lambda key: attacks[key.game_idx % len(attacks)])
     assessor = Scripted(lambda key: assessments[key.game_idx % len(assessments)])
     judge = ReferenceJudge(label)
-    games = play([make_seed(category) for category in Category], attacker, assessor, judge, rules)
+    seeds = [make_seed(category) for category in Category]
+    games = play(seeds, attacker, assessor, judge, rules)
     assert len(games) == 4 * rules.attacks_per_seed * rules.assessments_per_note
 
     # 1. no thought reaches the opponent or the judge, and no structure is faked
@@ -517,12 +556,20 @@ def test_whatever_players_write(rules, attacks, assessments, label):
             assert turn is None or bool(turn.reward) == turn.trained
         assert json.loads(json.dumps(game.to_json())) == game.to_json()
 
+    # 6. the schedule changes nothing
+    other_judge = ReferenceJudge(label)
+    again = play(seeds, Scripted(attacker.write), Scripted(assessor.write), other_judge, rules, schedule="lockstep")
+    assert [game.to_json() for game in again] == [game.to_json() for game in games]
+    assert again == games  # rewards, turns and replies included
+    in_order = [sorted(one.queries, key=lambda query: query.game_idx) for one in (judge, other_judge)]
+    assert in_order[0] == in_order[1]
+
 
 # --- the record, and the cost ----------------------------------------------------------------------
 
 
 def test_a_line_of_games_jsonl():
-    game = play_one(attacker=Reply(said(WORSE), policy_version=7), step=3)
+    game = play_one(attacker=Reply(said(WORSE), policy_version=7, player="shared"), step=3)
     row = game.to_json()
     assert {key: row[key] for key in ("step", "game_idx", "category", "note_id", "status")} == {
         "step": 3,
@@ -539,7 +586,10 @@ def test_a_line_of_games_jsonl():
         "reward": {"res_harm": -1.0, "res_refusal": -0.5, "revision": 0.5, "format": 1.0},
         "trained": True,
         "policy_version": 7,
+        "player": "shared",
+        "frozen": False,
     }
+    assert (row["assessor"]["player"], row["assessor"]["frozen"]) == ("", False)
     assert row["assessor"]["verdict"] == "Harmful" and row["assessor"]["status"] == "verdict"
     assert row["label"]["source"] == "judge" and row["label"]["actual_harm"] == "Harmful"
     assert (row["seed_id"], row["attack_idx"], row["assessment_idx"]) == ("s0", 0, 0)

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from openrlhf_medical.learner.advantages import discounted_returns, whiten_by_role
+from openrlhf_medical.learner.advantages import (
+    GROUP_ESTIMATORS,
+    discounted_returns,
+    equal_reward_share,
+    shape_by_group,
+    thinned,
+    whiten_by_role,
+)
 
 
 def test_returns_by_hand():
@@ -68,3 +75,69 @@ def test_equal_rewards_give_no_advantage():
 def test_rows_without_tokens_stay_zero():
     [whitened] = whiten_by_role([torch.tensor([[1.0], [5.0]])], [torch.tensor([[0], [1]])], [["", "assessor"]])
     assert whitened.tolist() == [[0.0], [0.0]]
+
+
+# Group "a" has rewards 1, 2, 6 and group "b" has 10, 0, in between each other.
+KEYS = ["a", "b", "a", "b", "a"]
+REWARDS = [1.0, 10.0, 2.0, 0.0, 6.0]
+
+
+def shaped(estimator: str, rewards: list[float] = REWARDS, keys: list[str] = KEYS) -> list[float]:
+    return shape_by_group(estimator, torch.tensor(rewards), keys).tolist()
+
+
+def test_group_mean_by_hand():
+    """Means: a 9/3 = 3, b 10/2 = 5."""
+    assert shaped("reinforce_baseline") == pytest.approx([-2, 5, -1, -5, 3])
+
+
+def test_leave_one_out_by_hand():
+    """Means of the others: a (2+6)/2 = 4, (1+6)/2 = 3.5, (1+2)/2 = 1.5; b 0 and 10."""
+    assert shaped("rloo") == pytest.approx([1 - 4, 10 - 0, 2 - 3.5, 0 - 10, 6 - 1.5])
+
+
+def test_group_norm_by_hand():
+    """Unbiased variances: a (4 + 1 + 9)/2 = 7, b (25 + 25)/1 = 50."""
+    a, b = math.sqrt(7), math.sqrt(50)
+    assert shaped("group_norm") == pytest.approx([-2 / a, 5 / b, -1 / a, -5 / b, 3 / a])
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "gae"])
+def test_others_leave_rewards_as_they_are(estimator):
+    assert shaped(estimator) == REWARDS
+
+
+@pytest.mark.parametrize("estimator", sorted(GROUP_ESTIMATORS))
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_equal_rewards_in_a_group_are_exactly_zero(estimator, size):
+    """0.1 is not a binary fraction: in float32 a mean of equal rewards can differ from each of them, and
+    group_norm would divide that rounding by almost nothing."""
+    assert shaped(estimator, [0.1] * size, ["a"] * size) == [0.0] * size
+
+
+def test_upstreams_group_norm_makes_advantages_of_rounding():
+    """The mistake that the check above is there for; should this fail, upstream has mended it."""
+    groups = [torch.full((size,), 0.1) for size in range(2, 33)]
+    assert any(((own - own.mean()) / (own.std() + 1e-9)).abs().max() > 0.5 for own in groups)
+
+
+@pytest.mark.parametrize("estimator", sorted(GROUP_ESTIMATORS))
+def test_a_group_of_one_is_thinned_and_refused(estimator):
+    assert thinned(estimator, ["a", "b", "a", "c"]) == {1, 3}
+    assert thinned(estimator, KEYS) == set()
+    with pytest.raises(ValueError, match=r"\[1, 3\] are alone"):
+        shaped(estimator, [1.0] * 4, ["a", "b", "a", "c"])
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "gae"])
+def test_nothing_is_thinned_where_nothing_is_compared(estimator):
+    assert thinned(estimator, ["a", "b"]) == set()
+
+
+def test_equal_reward_share_by_hand():
+    """Of a (1, 1), b (1, 2), c (3): a of the two with 2 samples or more. As one group: not equal."""
+    rewards, keys = torch.tensor([1.0, 1.0, 1.0, 2.0, 3.0]), ["a", "a", "b", "b", "c"]
+    assert equal_reward_share(rewards, keys) == 0.5
+    assert equal_reward_share(rewards, [""] * 5) == 0.0
+    assert equal_reward_share(torch.ones(5), [""] * 5) == 1.0
+    assert equal_reward_share(rewards[4:], ["c"]) == 0.0

@@ -8,7 +8,10 @@ import sys
 import pytest
 
 HEAVY = ("torch", "ray", "vllm", "openrlhf", "deepspeed", "transformers")
-ROOMS = ("game.manager", "data.prepare", "data.stream", "config", "judge.schema", "judge.client", "cli")
+ROOMS = (
+    *("game.manager", "data.prepare", "data.stream", "data.sft", "config", "judge.schema", "judge.client", "cli"),
+    *("health", "rollout.pool"),
+)
 
 
 @pytest.mark.parametrize("room", ROOMS)

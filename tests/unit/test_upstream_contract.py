@@ -15,10 +15,11 @@ from openrlhf_medical import devices
 
 devices.prepare_process()
 
+from openrlhf.models import loss  # noqa: E402
 from openrlhf.models import utils as model_utils  # noqa: E402
 from openrlhf.trainer.ppo_utils import experience, kl_controller  # noqa: E402
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker  # noqa: E402
-from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine  # noqa: E402
+from openrlhf.trainer.ray import launcher, ppo_actor, ppo_critic, vllm_engine  # noqa: E402
 from openrlhf.utils import distributed_util, loss_utils  # noqa: E402
 from openrlhf.utils.deepspeed import DeepspeedStrategy  # noqa: E402
 
@@ -50,6 +51,21 @@ SIGNATURES = [
       "num_resources_per_node"]),
     (launcher.RayActorGroup.async_run_method_batch, ["method_name", "kwargs"]),
     (ppo_actor.ActorPPOTrainer.training_step, ["experience", "kl_ctl", "step", "loss_batch_info"]),
+    (plain(ppo_critic.CriticModelActor).init_model_from_pretrained, ["strategy", "pretrain", "max_steps"]),
+    (ppo_critic.CriticPPOTrainer.training_step, ["experience", "step", "loss_batch_info"]),
+    (ppo_actor.ActorPPOTrainer.__init__,
+     ["strategy", "actor", "ema_model", "actor_optim", "actor_scheduler", "ema_beta", "micro_train_batch_size",
+      "buffer_limit", "buffer_cpu_offload", "eps_clip", "tokenizer", "dataloader_pin_memory", "vllm_engines",
+      "kwargs"]),
+    (DeepspeedStrategy.prepare, ["args"]),
+    (DeepspeedStrategy.backward, ["loss", "model", "_optimizer", "kwargs"]),
+    (DeepspeedStrategy.optimizer_step, ["_optimizer", "model", "_scheduler", "name", "kwargs"]),
+    (DeepspeedStrategy.moving_average, ["model", "model_ema", "beta", "device"]),
+    (RemoteExperienceMaker.get_advantages_and_returns, ["values", "rewards", "action_mask", "gamma", "lambd"]),
+    (RemoteExperienceMaker._dispatch_forward, ["group", "sync_condition", "kwargs"]),
+    (RemoteExperienceMaker._flatten_results, ["refs", "duplicate_factor"]),
+    (loss.aggregate_loss,
+     ["loss", "loss_mask", "token_level_loss", "dp_size", "batch_num_tokens", "global_batch_size"]),
     (plain(vllm_engine.RolloutRayActor).generate, ["prompt_token_ids", "sampling_params", "multi_modal_data"]),
     (DeepspeedStrategy.__init__,
      ["seed", "full_determinism", "max_norm", "micro_train_batch_size", "train_batch_size", "zero_stage", "args"]),
@@ -91,8 +107,27 @@ def test_experience_fields():
 
 def test_training_step_reports_what_we_read():
     source = inspect.getsource(ppo_actor.ActorPPOTrainer.training_step)
-    for name in ("ppo_clip_ratio", "ppo_kl", "actor_lr", "actor_grad_norm", "num_action_tokens"):
+    for name in ("ppo_clip_ratio", "ppo_kl", "is_filter_ratio", "entropy_loss", "num_action_tokens"):
         assert name in source
+
+
+def test_critic_step_reports_what_we_read():
+    source = inspect.getsource(ppo_critic.CriticPPOTrainer.training_step)
+    for name in ("critic_loss", "values", "critic_lr", "critic_grad_norm"):
+        assert name in source
+
+
+def test_gae_reads_nothing_of_its_object():
+    assert "self." not in inspect.getsource(RemoteExperienceMaker.get_advantages_and_returns)
+
+
+def test_vllm_takes_adapters_while_it_runs():
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    assert parameters(AsyncLLM.add_lora) == ["lora_request"]
+    assert parameters(AsyncLLM.remove_lora) == ["lora_id"]
+    assert parameters(LoRARequest)[:3] == ["lora_name", "lora_int_id", "lora_path"]
 
 
 def test_deepspeed_config_carries_what_we_replace():

@@ -1,0 +1,151 @@
+"""``openrlhf-medical train`` and ``play``: start everything, run, stop everything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from openrlhf_medical import assembly, cluster
+from openrlhf_medical.config import RunConfig, dump_config
+from openrlhf_medical.console import Console
+from openrlhf_medical.data.seed_files import read_seeds
+from openrlhf_medical.data.sft import sft_set
+from openrlhf_medical.data.stream import SeedStream
+from openrlhf_medical.errors import UserError
+from openrlhf_medical.game.manager import MedicalDialogueGameManager
+from openrlhf_medical.game.metrics import game_metrics
+from openrlhf_medical.game.players import Role
+from openrlhf_medical.game.records import Game
+from openrlhf_medical.game.seeds import Category
+from openrlhf_medical.health import HealthLimits, HealthMonitor
+from openrlhf_medical.learner.supervised import SupervisedExamples
+from openrlhf_medical.rollout.opponents import League
+from openrlhf_medical.rollout.pool import OpponentPool
+from openrlhf_medical.run_directory import RunDirectory
+from openrlhf_medical.trainer import SelfPlayTrainer
+from openrlhf_medical.warm_start import warm_start
+
+
+def train(config: RunConfig) -> None:
+    """``openrlhf-medical train``: start everything, train, stop everything."""
+    directory = RunDirectory(config.run.folder.resolve())  # workers have working directories of their own
+    seeds, held_out = _stream(config, config.data.train), None
+    if config.run.eval_games:
+        held_out = _stream(config, config.data.val)
+    tokenizer = assembly.load_tokenizer(config)
+    checked = seeds.all_seeds() + (held_out.all_seeds() if held_out else [])
+    assembly.check_prompts_fit(config, checked, tokenizer)
+    console = Console(config.run.steps, directory.log_file)
+    examples = _examples(config, seeds, tokenizer, console)
+    directory.create(dump_config(config))
+    try:
+        _train(config, seeds, held_out, tokenizer, examples, directory, console)
+    except UserError:
+        directory.discard_if_unused()  # so that the same command works once the mistake is mended
+        raise
+
+
+def _train(
+    config: RunConfig,
+    seeds: SeedStream,
+    held_out: SeedStream | None,
+    tokenizer: Any,
+    examples: SupervisedExamples | None,
+    directory: RunDirectory,
+    console: Console,
+) -> None:
+    with (
+        console,
+        assembly.judge_of(config, directory.folder) as judge,
+        cluster.session(assembly.bundles_needed(config)),
+    ):
+        starts = dict.fromkeys(Role, assembly.model_of(config))
+        if config.train.sft_warmup_steps and examples is not None:
+            starts = warm_start(config, tokenizer.pad_token_id, examples, directory, console)
+        console.phase("starting workers (about a minute)")
+        learners = assembly.start_learners(
+            config, starts, tokenizer.pad_token_id, assembly.engine_spec(config),
+            examples if config.train.sft_coef else None,
+        )  # fmt: skip
+        opponents = assembly.start_opponents(config, starts, learners, tokenizer)
+        cast = assembly.cast_of(config, learners, opponents, tokenizer)
+        manager = MedicalDialogueGameManager(
+            cast[Role.ATTACKER], cast[Role.ASSESSOR], judge, config.rules(), schedule=config.rollout.schedule
+        )
+        league = League(opponents, assembly.policy_names(config), _pool(config))
+        monitor = HealthMonitor(HealthLimits(**config.run.health.model_dump()), config.trained_roles)
+        trainer = SelfPlayTrainer(
+            config, learners, league, manager, judge, seeds, held_out, monitor, directory, console
+        )
+        try:
+            trainer.fit()
+        finally:
+            trainer.close()
+
+
+def _pool(config: RunConfig) -> OpponentPool | None:
+    pool = config.roles.pool
+    return OpponentPool(pool.size, pool.every, pool.sampling, config.train.seed) if config.roles.met == "pool" else None
+
+
+def _stream(config: RunConfig, path: Path) -> SeedStream:
+    mix = {Category(name): share for name, share in config.game.mix.model_dump().items()}
+    return SeedStream(read_seeds(path), mix, config.train.seed, str(path))
+
+
+def _examples(config: RunConfig, seeds: SeedStream, tokenizer: Any, console: Console) -> SupervisedExamples | None:
+    """Supervised examples of the training seeds, where the configuration wants any."""
+    if not config.train.sft_warmup_steps and not config.train.sft_coef:
+        return None
+    found = sft_set(seeds.all_seeds(), config.rules())
+    for reason, count in sorted(found.skipped.items()):
+        console.warn(f"no supervised example from {count} seeds: {reason}")
+    for role, own in found.examples.items():
+        if not own:
+            raise UserError(
+                f"{config.data.train} gives no supervised example for the {role}: set train.sft_warmup_steps and "
+                "train.sft_coef to 0, or take seeds with annotated errors"
+            )
+    return SupervisedExamples(found.examples, tokenizer, config.data.max_len, config.train.seed)
+
+
+def play(config: RunConfig, *, models: dict[Role, str], num_samples: int, num_episodes: int, output: Path) -> None:
+    """``openrlhf-medical play``: games and rewards, no updates; one line a game in ``output``, which must not
+    exist yet. ``models``: the folder that plays each role; the same one for both is loaded once.
+
+    Raises:
+        UserError: ``output`` exists, or a prompt does not fit.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists already: give another --output, or move that file away")
+    seeds = _stream(config, config.data.train)
+    tokenizer = assembly.load_tokenizer(config)
+    assembly.check_prompts_fit(config, seeds.all_seeds(), tokenizer)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    console = Console(num_episodes, output.with_suffix(".log"))
+    each = config.vllm.num_engines * config.vllm.tensor_parallel_size
+    with console, assembly.judge_of(config, output.parent) as judge, cluster.session(each * len(set(models.values()))):
+        console.phase("starting engines (about half a minute)")
+        engines = {model: assembly.start_engine_pool(config, model, model) for model in sorted(set(models.values()))}
+        assembly.wait_for_engines(config, engines)
+        attacker, assessor = (
+            assembly.player_of(config, engines[models[role]], tokenizer, name=Path(models[role]).name) for role in Role
+        )
+        manager = MedicalDialogueGameManager(
+            attacker, assessor, judge, config.rules(), schedule=config.rollout.schedule
+        )
+        everything: list[Game] = []
+        console.training_begins()
+        with output.open("x", encoding="utf-8") as file:
+            for episode in range(num_episodes):
+                drawn = seeds.step(0, num_samples)
+                console.playing("playing", len(drawn) * manager.rules.attacks_per_seed
+                                * manager.rules.assessments_per_note)  # fmt: skip
+                games = asyncio.run(manager.play(drawn, step=episode, on_game=console.game_done))
+                file.writelines(json.dumps(game.to_json(), ensure_ascii=False) + "\n" for game in games)
+                everything += games
+                console.step_done(game_metrics(games))
+        # Figures are of one play call for each step number.
+        console.play_summary(game_metrics(everything), output)
