@@ -206,6 +206,7 @@ def engine_spec(config: RunConfig, model: str | None = None) -> EngineSpec:
         gpu_memory_utilization=vllm.gpu_memory_utilization,
         enable_sleep=vllm.enable_sleep,
         max_num_seqs=1 if config.run.deterministic else None,
+        dtype={"bf16": "bfloat16", "fp16": "float16"}[config.ds.param_dtype],
     )
 
 

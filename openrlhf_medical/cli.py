@@ -68,6 +68,10 @@ def prepare_data(
     families: Annotated[
         str, typer.Option(help="Parts of the embedded corpus, e.g. cardiac,gastro; all by default.")
     ] = "",
+    vignettes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Vignettes of the embedded corpus for training; 20 a condition by default."),
+    ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch MEDEC's public files and use them.")] = False,
 ) -> None:
     """Write balanced train.jsonl and val.jsonl.
@@ -82,7 +86,8 @@ def prepare_data(
     from openrlhf_medical.data.prepare import prepare_data as prepare
 
     wanted = [name.strip() for name in families.split(",") if name.strip()]
-    summary = prepare(source, output_dir, num_samples, train_ratio, seed, PUBLIC_URL if download else None, wanted)
+    address = PUBLIC_URL if download else None
+    summary = prepare(source, output_dir, num_samples, train_ratio, seed, address, wanted, vignettes)
     typer.echo(summary.render())
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openrlhf_medical.errors import UserError
 
@@ -26,6 +27,10 @@ def contradictions(config: RunConfig) -> Iterator[str]:
 def _idle_keys(config: RunConfig) -> Iterator[str]:
     """Keys that would do nothing beside the others."""
     kl, actor, clip = config.algo.kl, config.actor, config.reward.clip_range
+    for names, read, why in _read_only_with(config):
+        for name in names:
+            if not read and _value(config, name) != _default(config, name):
+                yield f"{name} is set, but it is read only with {why}: set that, or remove {name}"
     if kl.target is not None and kl.init_coef == 0:
         yield "algo.kl.target adapts a penalty that algo.kl.init_coef 0 switches off: set init_coef or remove target"
     if kl.use_loss and kl.estimator == "k1" and not kl.unbiased_gradient:
@@ -33,12 +38,58 @@ def _idle_keys(config: RunConfig) -> Iterator[str]:
             "algo.kl.use_loss with algo.kl.estimator k1 has a gradient of zero on average: set estimator to k2 or k3, "
             "or unbiased_gradient to true"
         )
-    if kl.unbiased_gradient and not kl.use_loss:
-        yield "algo.kl.unbiased_gradient concerns KL as a loss: set algo.kl.use_loss true or remove it"
-    if actor.optim != "muon" and actor.muon != type(actor.muon)():
-        yield f"actor.muon is set but actor.optim is {actor.optim}: set actor.optim muon or remove actor.muon"
+    if actor.policy_loss_type == "gspo" and config.algo.advantage.is_correction_level == "token":
+        yield "actor.policy_loss_type gspo weighs whole replies: set algo.advantage.is_correction_level to seq or off"
     if clip[0] >= clip[1]:
         yield f"reward.clip_range is {list(clip)}: LOW must be below HIGH"
+
+
+def _read_only_with(config: RunConfig) -> Iterator[tuple[tuple[str, ...], bool, str]]:
+    """(keys, whether anything reads them, what would)."""
+    train, roles, advantage, kl, actor = config.train, config.roles, config.algo.advantage, config.algo.kl, config.actor
+    supervised = train.sft_warmup_steps > 0 or train.sft_coef > 0
+    correcting = advantage.is_correction_level != "off"
+    details = ("mode", "gating", "threshold")
+    yield ("algo.kl.unbiased_gradient",), kl.use_loss, "algo.kl.use_loss"
+    yield ("algo.kl.horizon",), kl.target is not None, "algo.kl.target"
+    yield (
+        tuple(f"algo.advantage.is_correction_{name}" for name in details),
+        correcting,
+        ("algo.advantage.is_correction_level token or seq"),
+    )
+    yield ("algo.advantage.lambd", "critic"), advantage.estimator == "gae", "algo.advantage.estimator gae"
+    yield ("actor.muon",), actor.optim == "muon", "actor.optim muon"
+    yield (
+        ("actor.gradient_checkpointing_reentrant",),
+        actor.gradient_checkpointing_enable,
+        ("actor.gradient_checkpointing_enable"),
+    )
+    yield ("train.ema_beta",), train.enable_ema, "train.enable_ema"
+    yield (
+        ("train.max_tokens_per_gpu", "rollout.max_tokens_per_gpu"),
+        train.dynamic_batch_enable,
+        ("train.dynamic_batch_enable"),
+    )
+    yield ("train.sft_lr",), train.sft_warmup_steps > 0, "train.sft_warmup_steps"
+    yield ("train.sft_batch_size",), supervised, "train.sft_warmup_steps or train.sft_coef"
+    yield ("run.good_every",), config.run.on_collapse == "rollback", "run.on_collapse rollback"
+    yield ("roles.pool",), roles.met == "pool", "roles.opponent pool"
+    yield (
+        ("ds.lora.alpha", "ds.lora.target_modules", "ds.lora.dropout", "ds.load_in_4bit"),
+        config.ds.lora.rank > 0,
+        ("ds.lora.rank above 0"),
+    )
+
+
+def _value(config: Any, dotted: str) -> Any:
+    return functools.reduce(getattr, dotted.split("."), config)
+
+
+def _default(config: Any, dotted: str) -> Any:
+    """The default of a key, or of a whole group of keys."""
+    section, _, name = dotted.rpartition(".")
+    owner = _value(config, section) if section else config
+    return type(owner).model_fields[name].get_default(call_default_factory=True)
 
 
 def _players(config: RunConfig) -> Iterator[str]:
@@ -57,8 +108,6 @@ def _players(config: RunConfig) -> Iterator[str]:
         )
     if (roles.checkpoint is not None) != (met == "checkpoint"):
         yield "roles.checkpoint and roles.opponent checkpoint go together: set both or neither"
-    if roles.pool != type(roles.pool)() and met != "pool":
-        yield "roles.pool is set but roles.opponent is not pool: set it, or remove roles.pool"
     if met == "pool" and not alone and roles.pool.share == 0:
         yield "roles.pool.share 0 never meets the pool: raise it, or set roles.opponent to current"
     train = config.train
@@ -89,29 +138,32 @@ def _estimators(config: RunConfig) -> Iterator[str]:
                 )
     if name not in ("reinforce", "gae") and advantage.gamma != 1:
         yield f"algo.advantage.gamma is {advantage.gamma:g}, but {name} knows no discount: set it to 1"
-    if name != "gae":
-        if advantage.lambd != 1:
-            yield f"algo.advantage.lambd is read by estimator gae only, found {name}: remove it"
-        if config.critic != type(config.critic)():
-            yield f"critic is set, but only estimator gae has one, found {name}: remove it or set gae"
 
 
 def _adapters(config: RunConfig) -> Iterator[str]:
-    ds, roles = config.ds, config.roles
+    ds, roles, train = config.ds, config.roles, config.train
+    if train.enable_ema and (roles.met == "pool" or config.run.on_collapse == "rollback"):
+        yield (
+            "train.enable_ema saves averaged weights: they are not what roles.opponent pool and run.on_collapse "
+            "rollback go back to; remove one of them"
+        )
     if ds.lora.rank == 0:
         if roles.policy == "adapters":
             yield "roles.policy adapters needs ds.lora.rank above 0 (16 is usual)"
-        if ds.load_in_4bit:
-            yield "ds.load_in_4bit freezes the base: training needs adapters, set ds.lora.rank above 0"
-        if ds.lora != type(ds.lora)():
-            yield "ds.lora is set but ds.lora.rank is 0: set the rank, or remove ds.lora"
         return
     if ds.zero_stage == 3 and roles.policy == "adapters":
         yield "roles.policy adapters has two optimizers on one frozen base, which ds.zero_stage 3 cannot split: set 2"
-    if config.train.enable_ema:
+    if ds.zero_stage == 3 and train.sft_warmup_steps:
+        yield "train.sft_warmup_steps folds its adapter into a whole base, which ds.zero_stage 3 has nowhere: set 2"
+    if train.enable_ema:
         yield "train.enable_ema averages all weights: it does not go with ds.lora.rank above 0"
     if config.algo.advantage.estimator == "gae":
         yield "estimator gae would freeze a random value head under ds.lora.rank above 0: choose another estimator"
+    if ds.load_in_4bit:
+        if ds.param_dtype != "bf16" or ds.zero_stage == 3:
+            yield "ds.load_in_4bit needs ds.param_dtype bf16 and ds.zero_stage 2 or less"
+        if train.sft_warmup_steps:
+            yield "train.sft_warmup_steps folds its adapter into the base, and ds.load_in_4bit rounds it: remove one"
 
 
 def _lengths_and_sampling(config: RunConfig) -> Iterator[str]:

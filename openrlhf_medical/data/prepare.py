@@ -95,6 +95,7 @@ def prepare_data(
     seed: int = 0,
     download: str | None = None,
     families: Collection[str] = (),
+    vignettes: int | None = None,
 ) -> PrepareSummary:
     """Write balanced ``train.jsonl`` and ``val.jsonl`` into ``output_dir``.
 
@@ -102,8 +103,8 @@ def prepare_data(
     with MEDEC's public files; they are fetched into ``output_dir/medec`` and read from there.
     ``num_samples`` counts the seeds of both files together, as many as balance when None; ``train_ratio``
     is the share of seeds, and of MEDEC's vignettes, that goes into training (the embedded corpus brings
-    its own held-out vignettes). ``families`` keeps to a part of the embedded corpus. The same arguments
-    give the same bytes.
+    its own held-out vignettes). ``families`` keeps to a part of the embedded corpus, and ``vignettes``
+    says how many of it are made for training. The same arguments give the same bytes.
 
     Raises UserError, and writes neither file, on a source that cannot be read, a ratio outside 0 to 1
     and a number that the source cannot give.
@@ -117,10 +118,12 @@ def prepare_data(
         fetch_medec(folder, download)
         source = str(folder)
     summary = PrepareSummary(source=source, requested=num_samples)
-    if families and source != SYNTHETIC:
-        raise UserError(f"--families belongs to the embedded corpus, but --source is {source}. Leave it out.")
+    if source != SYNTHETIC and (families or vignettes):
+        raise UserError(
+            f"--families and --vignettes belong to the embedded corpus, but --source is {source}. Leave them out."
+        )
     if source == SYNTHETIC:
-        notes, part_of = _synthetic_notes(seed, summary, families)
+        notes, part_of = _synthetic_notes(seed, summary, families, vignettes)
     else:
         notes, part_of = _medec_notes(Path(source), train_ratio, seed, summary)
     stocks = {file: Stock.of(notes[file]) for file in (TRAIN, VAL)}
@@ -156,14 +159,15 @@ def split_vignettes(notes: Sequence[Note], train_ratio: float, seed: int) -> tup
 
 
 def _synthetic_notes(
-    seed: int, summary: PrepareSummary, families: Collection[str]
+    seed: int, summary: PrepareSummary, families: Collection[str], vignettes: int | None
 ) -> tuple[dict[str, list[Note]], dict[str, str]]:
     from openrlhf_medical.data import synthetic
 
     notes: dict[str, list[Note]] = {TRAIN: [], VAL: []}
     part_of: dict[str, str] = {}
     for split in synthetic.SPLITS:
-        for row in synthetic.generate(split, seed=seed, families=families):
+        count = vignettes if split == TRAIN else None
+        for row in synthetic.generate(split, seed=seed, num_vignettes=count, families=families):
             note = Note(
                 note_id=row.text_id,
                 text=row.text,

@@ -17,6 +17,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from openrlhf_medical import devices
+from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Prompt, Reply, TurnKey
 from openrlhf_medical.rollout.weights import WeightPlan, WeightStamp
 
@@ -51,6 +52,7 @@ class EngineSpec:
     gpu_memory_utilization: float = 0.9
     enable_sleep: bool = False
     max_num_seqs: int | None = None
+    dtype: str = "bfloat16"
     adapters: int = 0
     """LoRA adapters that may play at the same time; 0 for none."""
     adapter_rank: int = 0
@@ -68,7 +70,7 @@ class EngineSpec:
             "enforce_eager": self.enforce_eager,
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "enable_sleep_mode": self.enable_sleep,
-            "dtype": "bfloat16",
+            "dtype": self.dtype,
             "trust_remote_code": True,
             "worker_extension_cls": self.worker_extension,
             # The log-probabilities of the distribution that was sampled from, temperature included.
@@ -76,7 +78,11 @@ class EngineSpec:
             "max_logprobs": 1,
         }
         if self.adapters:
-            arguments |= {"enable_lora": True, "max_loras": self.adapters, "max_lora_rank": self.adapter_rank}
+            arguments |= {
+                "enable_lora": True,
+                "max_loras": self.adapters,
+                "max_lora_rank": engine_rank(self.adapter_rank),
+            }
         if self.max_num_seqs is not None:
             arguments["max_num_seqs"] = self.max_num_seqs
         return arguments
@@ -92,6 +98,22 @@ class Adapter:
 
     request: Any
     stamp: WeightStamp
+
+
+ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Adapter ranks that vLLM has kernels for."""
+
+
+def engine_rank(rank: int) -> int:
+    """The smallest rank that vLLM has room for and that holds ``rank``.
+
+    Raises:
+        UserError: none does.
+    """
+    found = next((known for known in ENGINE_RANKS if known >= rank), None)
+    if found is None:
+        raise UserError(f"ds.lora.rank is {rank}; vLLM takes at most {ENGINE_RANKS[-1]}")
+    return found
 
 
 def adapter_checksum(config: str, weights: bytes) -> str:
@@ -165,6 +187,10 @@ class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
             raise RuntimeError("vLLM refused to drop cached prefixes: a reply was still running during weight sync")
         self._adapters[name] = Adapter(request, WeightStamp(version, adapter_checksum(config, weights)))
         return self._adapters[name].stamp
+
+    async def loaded_adapters(self) -> set[int]:
+        """Ids of the adapters that vLLM holds: for tests and audits."""
+        return await self.llm.list_loras()
 
     async def load_folder(self, folder: str, version: int) -> WeightStamp:
         """Play with the weights of a model folder from now on."""

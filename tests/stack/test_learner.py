@@ -73,7 +73,7 @@ class TestUpdateDoesNotDependOnRanks:
     def one_update(cls, folder: Path, ranks: int, stage: int) -> tuple[torch.Tensor, dict[str, float]]:
         config = configure(*cls.linear, "--actor.num_gpus_per_node", str(ranks), "--ref.num_gpus_per_node", str(ranks),
                            "--vllm.num_engines", str(ranks), "--ds.zero_stage", str(stage))  # fmt: skip
-        [learner] = assembly.start_learners(config, pad_token_id=2, engines=None)
+        [learner] = assembly.start_learners(config, starts(config), pad_token_id=2, spec=None)
         try:
             learner.version = 0
             prepared = learner.prepare(synthetic_samples())
@@ -101,21 +101,25 @@ class TestUpdateDoesNotDependOnRanks:
         assert error < 0.05, f"the updates differ by {error:.3f} of their size"
 
 
-def play_and_compare(config, learner, tokenizer) -> dict[str, float]:
-    """Replies from the learner's engines, and how far their log-probabilities are from the policy's."""
-    player = assembly.players_of(config, {Role.ASSESSOR: learner.engines}, tokenizer)[Role.ASSESSOR]
+def starts(config) -> dict[Role, str]:
+    return dict.fromkeys(Role, assembly.model_of(config))
+
+
+def play_and_compare(config, learner, tokenizer, role=Role.ASSESSOR, select="") -> dict[str, float]:
+    """Replies from the learner's engines, and how far their log-probabilities are from the policy's.
+    ``select``: compare with this adapter instead."""
+    player = assembly.player_of(config, learner.engines, tokenizer, name=learner.name, adapter=learner.adapter)
     player._sampling = replace(player._sampling, max_new_tokens=16)
 
     async def replies():
         prompts = [Prompt(({"role": "user", "content": f"Is patient {i} ill?"},), "<think>") for i in range(6)]
-        return await asyncio.gather(*[player.reply(p, TurnKey(0, i, Role.ASSESSOR)) for i, p in enumerate(prompts)])
+        return await asyncio.gather(*[player.reply(p, TurnKey(0, i, role)) for i, p in enumerate(prompts)])
 
     samples = [
-        Trajectory(
-            Role.ASSESSOR, i, str(i), "c", r.prompt_ids, r.token_ids, r.logprobs, float(i % 2), {}, r.policy_version
-        )
+        Trajectory(role, i, str(i), "c", r.prompt_ids, r.token_ids, r.logprobs, float(i % 2), {}, learner.version)
         for i, r in enumerate(asyncio.run(replies()))
     ]
+    learner.adapter = select or learner.adapter
     return learner.prepare(samples).metrics
 
 
@@ -132,7 +136,9 @@ class TestWeightSync:
     @pytest.fixture(scope="class")
     @classmethod
     def learner(cls, tokenizer):
-        [learner] = assembly.start_learners(cls.config, tokenizer.pad_token_id, assembly.engine_spec(cls.config))
+        [learner] = assembly.start_learners(
+            cls.config, starts(cls.config), tokenizer.pad_token_id, assembly.engine_spec(cls.config)
+        )
         yield learner
         learner.stop()
 
@@ -162,7 +168,7 @@ class TestWeightSync:
 
     def test_same_turn_same_tokens(self, learner, tokenizer):
         """With a seed per turn, a reply does not depend on what else is being generated."""
-        player = assembly.players_of(self.config, {Role.ASSESSOR: learner.engines}, tokenizer)[Role.ASSESSOR]
+        player = assembly.player_of(self.config, learner.engines, tokenizer)
         player._sampling = Sampling(max_new_tokens=12, deterministic=True, seed=5)
         prompt = Prompt(({"role": "user", "content": "Is he ill?"},), "<think>")
         keys = [TurnKey(0, i, Role.ASSESSOR) for i in (1, 1, 2)]
@@ -180,7 +186,7 @@ def test_a_stale_output_head_is_seen(ray_session):
     config = configure("--roles.policy", "shared", "--train.colocate_all", "true")
     tokenizer = assembly.load_tokenizer(config)
     spec = replace(assembly.engine_spec(config), worker_extension="stale_head.StaleHeadReceiver")
-    [learner] = assembly.start_learners(config, tokenizer.pad_token_id, spec)
+    [learner] = assembly.start_learners(config, starts(config), tokenizer.pad_token_id, spec)
     try:
         learner.each_rank("perturb", 2.0, 7)
         learner.sync()

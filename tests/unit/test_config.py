@@ -148,7 +148,11 @@ def test_upstream_options_are_complete_and_settled() -> None:
 
 @pytest.mark.parametrize(("given_words", "settled"), [(["2"], [0.0, 2.0]), (["0.9", "1.1"], [0.9, 1.1])])
 def test_a_single_threshold_is_an_upper_bound(given_words: list[str], settled: list[float]) -> None:
-    options = upstream_options(config("--algo.advantage.is_correction_threshold", *given_words))
+    options = upstream_options(
+        config(
+            "--algo.advantage.is_correction_level", "token", "--algo.advantage.is_correction_threshold", *given_words
+        )
+    )
     assert options["algo"]["advantage"]["is_correction_threshold"] == settled
 
 
@@ -164,14 +168,6 @@ def test_wandb_key_comes_from_a_file_and_never_into_the_dump(tmp_path: Path) -> 
 
 
 # ── Shipped configurations, writing and reading back ──
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configuration(path: Path) -> None:
-    settings = load_config(path)
-    check_hardware(settings, has_gpu=False)
-    assert settings.run.name == path.stem
-    assert settings.actor.adam.lr > 1e-6, "upstream's default barely moves bf16 weights"
 
 
 def test_there_are_shipped_configurations() -> None:
@@ -358,8 +354,8 @@ def test_new_names_of_flat_keys_exist() -> None:
         (["--game.length_ratio", "2", "3"], "LOW is at most 1"),
         (["--data.max_len", "1024"], "no room for a prompt"),
         (["--algo.kl.target", "0.1", "--algo.kl.init_coef", "0"], "algo.kl.target adapts"),
-        (["--algo.kl.unbiased_gradient"], "set algo.kl.use_loss true"),
-        (["--actor.muon.lr", "0.1"], "actor.optim is adam"),
+        (["--algo.kl.unbiased_gradient"], "only with algo.kl.use_loss"),
+        (["--actor.muon.lr", "0.1"], "only with actor.optim muon"),
         (["--reward.clip_range", "1", "-1"], "LOW must be below HIGH"),
         (["--algo.advantage.is_correction_level", "token", "--rollout.top_p", "0.9"], "set rollout.top_p to 1"),
         (["--algo.advantage.is_correction_level=seq", "--algo.advantage.is_correction_mode=clip"], "mode clip needs"),
