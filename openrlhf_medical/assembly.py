@@ -144,6 +144,7 @@ def strategy_of(config: RunConfig, adapters: tuple[str, ...] = (), *, warm_start
     if warm_start:
         args.actor.adam.lr, args.actor.lr_scheduler, args.actor.lr_warmup_ratio = config.train.sft_lr, "linear", 0.1
         args.train.enable_ema = False
+        args.algo.advantage.estimator = "reinforce"  # pupils play no games and have no critic
     return SelfPlayStrategy(
         seed=args.train.seed,
         full_determinism=args.train.full_determinism_enable,

@@ -377,7 +377,7 @@ LORA = ["--ds.lora.rank", "8"]
              "--algo.advantage.gamma=0.9"],
             ["algo.advantage.gamma is 0.9", "rloo", "set it to 1"],
         ),
-        (["--algo.advantage.lambd", "0.9"], ["algo.advantage.lambd", "only with algo.advantage.estimator gae", "remove"]),
+        (["--algo.advantage.lambd", "0.9"], ["algo.advantage.lambd", "estimator gae", "remove"]),
         (["--critic.value_clip", "0.1"], ["critic is set", "only with algo.advantage.estimator gae", "remove critic"]),
         (
             ["--algo.advantage.estimator=gae", "--critic.num_gpus_per_node=2"],
