@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from openrlhf_medical import assembly, cluster
+from openrlhf_medical import assembly, casting, cluster, layout
 from openrlhf_medical.config import RunConfig, dump_config
 from openrlhf_medical.console import Console
 from openrlhf_medical.data.seed_files import read_seeds
@@ -59,22 +59,22 @@ def _train(
     with (
         console,
         assembly.judge_of(config, directory.folder) as judge,
-        cluster.session(assembly.bundles_needed(config)),
+        cluster.session(layout.bundles_needed(config)),
     ):
-        starts = dict.fromkeys(Role, assembly.model_of(config))
+        starts = dict.fromkeys(Role, layout.model_of(config))
         if config.train.sft_warmup_steps and examples is not None:
             starts = warm_start(config, tokenizer.pad_token_id, examples, directory, console)
         console.phase("starting workers (about a minute)")
         learners = assembly.start_learners(
-            config, starts, tokenizer.pad_token_id, assembly.engine_spec(config),
+            config, starts, tokenizer.pad_token_id, casting.engine_spec(config),
             examples if config.train.sft_coef else None,
         )  # fmt: skip
-        opponents = assembly.start_opponents(config, starts, learners, tokenizer)
-        cast = assembly.cast_of(config, learners, opponents, tokenizer)
+        opponents = casting.start_opponents(config, starts, learners, tokenizer)
+        cast = casting.cast_of(config, learners, opponents, tokenizer)
         manager = MedicalDialogueGameManager(
             cast[Role.ATTACKER], cast[Role.ASSESSOR], judge, config.rules(), schedule=config.rollout.schedule
         )
-        league = League(opponents, assembly.policy_names(config), _pool(config))
+        league = League(opponents, layout.policy_names(config), _pool(config))
         monitor = HealthMonitor(HealthLimits(**config.run.health.model_dump()), config.trained_roles)
         trainer = SelfPlayTrainer(
             config, learners, league, manager, judge, seeds, held_out, monitor, directory, console
@@ -128,10 +128,10 @@ def play(config: RunConfig, *, models: dict[Role, str], num_samples: int, num_ep
     each = config.vllm.num_engines * config.vllm.tensor_parallel_size
     with console, assembly.judge_of(config, output.parent) as judge, cluster.session(each * len(set(models.values()))):
         console.phase("starting engines (about half a minute)")
-        engines = {model: assembly.start_engine_pool(config, model, model) for model in sorted(set(models.values()))}
-        assembly.wait_for_engines(config, engines)
+        engines = {model: casting.start_engine_pool(config, model, model) for model in sorted(set(models.values()))}
+        casting.wait_for_engines(config, engines)
         attacker, assessor = (
-            assembly.player_of(config, engines[models[role]], tokenizer, name=Path(models[role]).name) for role in Role
+            casting.player_of(config, engines[models[role]], tokenizer, name=Path(models[role]).name) for role in Role
         )
         manager = MedicalDialogueGameManager(
             attacker, assessor, judge, config.rules(), schedule=config.rollout.schedule

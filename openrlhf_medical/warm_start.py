@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from openrlhf_medical import assembly
+from openrlhf_medical import assembly, layout
 from openrlhf_medical.config import RunConfig
 from openrlhf_medical.console import Console
 from openrlhf_medical.game.players import Role
@@ -29,10 +29,10 @@ def warm_start(
 
     Workers of its own, ended afterwards: self-play begins with fresh optimizers and its own schedule.
     """
-    roles = set(config.trained_roles) | (set(assembly.frozen_roles(config)) if config.roles.met == "base" else set())
+    roles = set(config.trained_roles) | (set(layout.frozen_roles(config)) if config.roles.met == "base" else set())
     console.phase("starting workers for the warm start")
     pupils = assembly.start_pupils(config, roles, pad_token_id, examples)
-    starts = dict.fromkeys(Role, assembly.model_of(config))
+    starts = dict.fromkeys(Role, layout.model_of(config))
     try:
         with ThreadPoolExecutor(len(pupils)) as pool:
             list(pool.map(lambda pupil: _teach(config, pupil, directory, console), pupils))

@@ -28,17 +28,41 @@ COLUMNS = (
 )
 
 TEMPLATES = {
-    "presentation": ("{A} comes to the clinic with {x}.", "{A} presents with {x}.", "{A} is evaluated for {x}."),
-    "findings": ("Examination and tests show {x}.", "The work-up shows {x}.", "The chart records {x}."),
+    "presentation": (
+        *("{A} comes to the clinic with {x}.", "{A} presents with {x}.", "{A} is evaluated for {x}."),
+        *("{A} reports {x}.", "{A} is brought in with {x}.", "{A} has {x}.", "{A} is referred for {x}."),
+        *("{A} describes {x}.", "{A} arrives with {x}.", "The complaint of {a} is {x}."),
+    ),
+    "findings": (
+        *("Examination and tests show {x}.", "The work-up shows {x}.", "The chart records {x}."),
+        *("There is {x}.", "The clinician finds {x}.", "Tests and examination give {x}.", "What stands out is {x}."),
+        *("The assessment documents {x}.", "Noted are {x}.", "Further tests point out {x}."),
+    ),
     "organism": ("{evidence} {x}.",),
-    "diagnosis": ("The diagnosis is {x}.", "The findings point to {x}.", "This is a case of {x}."),
-    "drug": ("{He} is started on {x}.", "{He} receives {x}.", "Drug treatment is {x}."),
-    "measure": ("Further treatment consists of {x}.", "Treatment includes {x}.", "The team also decides on {x}."),
-    "next_step": ("The plan is {x}.", "The next step is {x}.", "The plan calls for {x}."),
+    "diagnosis": (
+        *("The diagnosis is {x}.", "The findings point to {x}.", "This is a case of {x}."),
+        *("All this fits {x}.", "The picture is that of {x}.", "It is judged to be {x}."),
+        *("The working diagnosis is {x}.", "The doctor explains that this is {x}.", "This is recorded as {x}."),
+    ),
+    "drug": (
+        *("{He} is started on {x}.", "{He} receives {x}.", "Drug treatment is {x}."),
+        *("The doctor prescribes {x}.", "The medication is {x}.", "{He} takes {x} from now on."),
+        *("The order is for {x}.", "The pharmacy dispenses {x}.", "{He} leaves with {x}."),
+    ),
+    "measure": (
+        *("Further treatment consists of {x}.", "Treatment includes {x}.", "The team also decides on {x}."),
+        *("{He} is also offered {x}.", "Besides, there is {x}.", "Care goes on with {x}.", "Also ordered is {x}."),
+        "The doctor adds {x}.",
+    ),
+    "next_step": (
+        *("The plan is {x}.", "The next step is {x}.", "The plan calls for {x}."),
+        *("After that comes {x}.", "Then follows {x}.", "The team schedules {x}.", "Arranged is {x}."),
+        "For the time after, there is {x}.",
+    ),
     "filler": (
-        "{He} has no known drug allergies.",
-        "The family history is unremarkable.",
-        "{He} came with a relative.",
+        *("{He} has no known drug allergies.", "The family history is unremarkable.", "{He} came with a relative."),
+        *("{He} works in an office.", "{He} sleeps well.", "{He} lives with a sister.", "{He} came by bus."),
+        "{His} appetite is good.",
     ),
 }
 HELD_OUT_TEMPLATES = {

@@ -10,7 +10,7 @@ from openrlhf_medical import devices
 from openrlhf_medical.data.sft import SftExample
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Role
-from openrlhf_medical.rollout.engines import prompt_ids
+from openrlhf_medical.rollout.engine_player import prompt_ids
 from openrlhf_medical.rollout.trajectories import Trajectory, to_experience
 
 devices.prepare_process()

@@ -12,7 +12,8 @@ from openrlhf_medical.cluster import gather
 from openrlhf_medical.game.edits import draw
 from openrlhf_medical.game.players import Player, Prompt, Reply, Role, TurnKey
 from openrlhf_medical.game.records import Game
-from openrlhf_medical.rollout.engines import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EnginePlayer
+from openrlhf_medical.rollout.engine_player import EnginePlayer
+from openrlhf_medical.rollout.engines import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from openrlhf_medical.rollout.pool import Member, OpponentPool, wins_of
 from openrlhf_medical.rollout.weights import WeightStamp
 

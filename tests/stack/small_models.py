@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from openrlhf_medical.game.players import Prompt
-from openrlhf_medical.rollout.engines import prompt_ids
+from openrlhf_medical.rollout.engine_player import prompt_ids
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}Reply: {% endif %}"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openrlhf_medical import assembly
+from openrlhf_medical import layout
 from openrlhf_medical.config import RunConfig, load_config
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_one_step(path, data, tiny_model, tmp_path):
     assert row["step"] == 0
     assert all(math.isfinite(value) for name, value in row.items() if name.startswith(("policy/", "sync/")))
 
-    policies = assembly.policies_of(config)
+    policies = layout.policies_of(config)
     assert {role for own in policies.values() for role in own} == config.trained_roles
     for policy, roles in policies.items():
         change = largest_change(folder / "checkpoints" / "final" / policy, config)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load
 from test_learner import play_and_compare, synthetic_samples
 
-from openrlhf_medical import assembly
+from openrlhf_medical import assembly, casting, layout
 from openrlhf_medical.config import load_config
 from openrlhf_medical.game.players import Prompt, Role, TurnKey
 
@@ -26,8 +26,8 @@ CONFIG = load_config(
 @pytest.fixture(scope="module")
 def learners(ray_session):
     tokenizer = assembly.load_tokenizer(CONFIG)
-    starts = dict.fromkeys(Role, assembly.model_of(CONFIG))
-    learners = assembly.start_learners(CONFIG, starts, tokenizer.pad_token_id, assembly.engine_spec(CONFIG))
+    starts = dict.fromkeys(Role, layout.model_of(CONFIG))
+    learners = assembly.start_learners(CONFIG, starts, tokenizer.pad_token_id, casting.engine_spec(CONFIG))
     yield {learner.name: learner for learner in learners}
     learners[0].stop()
 
@@ -47,7 +47,7 @@ def test_one_base_and_one_engine_pool_for_both(learners):
     assert attacker.engines == assessor.engines and len(attacker.engines) == CONFIG.vllm.num_engines
     assert attacker.workers.policy is assessor.workers.policy
     assert len(attacker.workers.policy._actor_handlers) == 1
-    assert assembly.layout_of(CONFIG).reference == 0, "the base with adapters off is the KL reference"
+    assert layout.layout_of(CONFIG).reference == 0, "the base with adapters off is the KL reference"
 
 
 def test_updating_one_leaves_the_other_bit_identical(learners):
@@ -99,7 +99,7 @@ def test_parity_of_both_after_a_large_change(learners):
 def test_both_adapters_play_in_one_batch(learners):
     tokenizer = assembly.load_tokenizer(CONFIG)
     players = [
-        assembly.player_of(CONFIG, learner.engines, tokenizer, name=learner.name, adapter=learner.adapter)
+        casting.player_of(CONFIG, learner.engines, tokenizer, name=learner.name, adapter=learner.adapter)
         for learner in learners.values()
     ]
     prompt = Prompt(({"role": "user", "content": "Is he ill?"},), "<think>")

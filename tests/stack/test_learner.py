@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openrlhf_medical import assembly
+from openrlhf_medical import assembly, casting, layout
 from openrlhf_medical.config import load_config
 from openrlhf_medical.game.players import Prompt, Role, TurnKey
-from openrlhf_medical.rollout.engines import Sampling
+from openrlhf_medical.rollout.engine_player import Sampling
 from openrlhf_medical.rollout.trajectories import Trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,13 +102,13 @@ class TestUpdateDoesNotDependOnRanks:
 
 
 def starts(config) -> dict[Role, str]:
-    return dict.fromkeys(Role, assembly.model_of(config))
+    return dict.fromkeys(Role, layout.model_of(config))
 
 
 def play_and_compare(config, learner, tokenizer, role=Role.ASSESSOR, select="") -> dict[str, float]:
     """Replies from the learner's engines, and how far their log-probabilities are from the policy's.
     ``select``: compare with this adapter instead."""
-    player = assembly.player_of(config, learner.engines, tokenizer, name=learner.name, adapter=learner.adapter)
+    player = casting.player_of(config, learner.engines, tokenizer, name=learner.name, adapter=learner.adapter)
     player._sampling = replace(player._sampling, max_new_tokens=16)
 
     async def replies():
@@ -137,7 +137,7 @@ class TestWeightSync:
     @classmethod
     def learner(cls, tokenizer):
         [learner] = assembly.start_learners(
-            cls.config, starts(cls.config), tokenizer.pad_token_id, assembly.engine_spec(cls.config)
+            cls.config, starts(cls.config), tokenizer.pad_token_id, casting.engine_spec(cls.config)
         )
         yield learner
         learner.stop()
@@ -168,7 +168,7 @@ class TestWeightSync:
 
     def test_same_turn_same_tokens(self, learner, tokenizer):
         """With a seed per turn, a reply does not depend on what else is being generated."""
-        player = assembly.player_of(self.config, learner.engines, tokenizer)
+        player = casting.player_of(self.config, learner.engines, tokenizer)
         player._sampling = Sampling(max_new_tokens=12, deterministic=True, seed=5)
         prompt = Prompt(({"role": "user", "content": "Is he ill?"},), "<think>")
         keys = [TurnKey(0, i, Role.ASSESSOR) for i in (1, 1, 2)]
@@ -185,7 +185,7 @@ def test_a_stale_output_head_is_seen(ray_session):
     """The parity check must fail where the fault is real: the tied head keeps its old packed copy."""
     config = configure("--roles.policy", "shared", "--train.colocate_all", "true")
     tokenizer = assembly.load_tokenizer(config)
-    spec = replace(assembly.engine_spec(config), worker_extension="stale_head.StaleHeadReceiver")
+    spec = replace(casting.engine_spec(config), worker_extension="stale_head.StaleHeadReceiver")
     [learner] = assembly.start_learners(config, starts(config), tokenizer.pad_token_id, spec)
     try:
         learner.each_rank("perturb", 2.0, 7)

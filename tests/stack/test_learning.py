@@ -8,7 +8,7 @@ import random
 import pytest
 from small_models import taught_model
 
-from openrlhf_medical import assembly
+from openrlhf_medical import assembly, casting
 from openrlhf_medical.config import load_config
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
 from openrlhf_medical.game.players import Role
@@ -28,8 +28,8 @@ def seeds_of(step: int) -> list[Seed]:
 
 
 def _seed(category: Category, age: int) -> Seed:
-    word = GIVEAWAY[category]
-    note = f"{word} {word} {word} at {age}."
+    # Repeated, so that so small a model hears it behind a hundred tokens of instructions.
+    note = f"{(GIVEAWAY[category] + ' ') * 14}at {age}."
     return Seed(f"{category}-{age}", category, "n", "v", "clean", note, note, sentences=(note,))
 
 
@@ -57,9 +57,9 @@ def learner_and_play(ray_session, tmp_path_factory):
     config = load_config(None, ["--run.name", "giveaway", "--actor.model_name_or_path", folder, *words])
     tokenizer = assembly.load_tokenizer(config)
     [learner] = assembly.start_learners(
-        config, dict.fromkeys(Role, folder), tokenizer.pad_token_id, assembly.engine_spec(config)
+        config, dict.fromkeys(Role, folder), tokenizer.pad_token_id, casting.engine_spec(config)
     )
-    player = assembly.player_of(config, learner.engines, tokenizer, name="shared")
+    player = casting.player_of(config, learner.engines, tokenizer, name="shared")
     manager = MedicalDialogueGameManager(NobodyAsked(), player, NobodyAsked(), config.rules())
     yield learner, manager
     learner.stop()
@@ -88,6 +88,7 @@ def test_one_word_gives_the_truth_away(learner_and_play, tmp_path):
     learner, manager = learner_and_play
     learner.save_state(tmp_path / "start")
     means = rewards_of_run(learner, manager, sign=1.0)
+    print([round(m, 2) for m in means])
     assert gain(means) > 0.5, means
 
     learner.load_state(tmp_path / "start")

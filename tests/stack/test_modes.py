@@ -143,8 +143,8 @@ class TestAttackerOnly:
     def folder(cls, data, runs):  # noqa: F811
         words = ("--roles.train", "attacker", "--roles.opponent", "checkpoint", "--roles.checkpoint", str(BASE),
                  "--algo.advantage.estimator", "reinforce_baseline", "--game.attacks_per_seed", "2",
-                 "--rollout.batch_size", "8", "--train.async_enable", "true", "--algo.advantage.is_correction_level", "token", "--run.steps",
-                 str(cls.STEPS), "--run.eval_games", "0")  # fmt: skip
+                 "--rollout.batch_size", "8", "--train.async_enable", "true", "--algo.advantage.is_correction_level",
+                 "token", "--run.steps", str(cls.STEPS), "--run.eval_games", "0")  # fmt: skip
         return train(data, runs, "attacker-only", *words)[0]
 
     def test_games_are_at_most_one_version_old(self, folder):

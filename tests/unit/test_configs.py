@@ -109,7 +109,7 @@ def test_files_without_a_command_say_what_runs_them(stem: str) -> None:
 
 @every_with_command
 def test_headers_say_how_many_gpus(path: Path) -> None:
-    from openrlhf_medical.assembly import bundles_needed
+    from openrlhf_medical.layout import bundles_needed
 
     [gpus] = re.findall(r"^# Needs: (\d+) GPUs?\b", header(path), re.MULTILINE)
     assert int(gpus) == bundles_needed(load_config(path))
@@ -124,7 +124,7 @@ def test_ablations_differ_from_their_base_in_what_they_ablate(path: Path) -> Non
 
 @every_ablation
 def test_ablations_play_equally_many_games_on_one_machine(path: Path) -> None:
-    from openrlhf_medical.assembly import bundles_needed
+    from openrlhf_medical.layout import bundles_needed
 
     config = load_config(path)
     assert games_per_step(config) == games_per_step(load_config(BASE))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openrlhf_medical.game.players import Role, TurnKey
-from openrlhf_medical.rollout.engines import turn_seed
+from openrlhf_medical.rollout.engine_player import turn_seed
 from openrlhf_medical.rollout.trajectories import Trajectory, masked_experience, to_experience
 from openrlhf_medical.rollout.weights import (
     ALIGNMENT,
