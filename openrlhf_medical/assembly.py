@@ -129,9 +129,7 @@ def start_learners(
     return learners
 
 
-def start_pupils(
-    config: RunConfig, roles: Collection[Role], pad_token_id: int, examples: SupervisedExamples
-) -> list[Learner]:
+def start_pupils(config: RunConfig, roles: Collection[Role], pad_token_id: int) -> list[Learner]:
     """Workers alone, for the supervised warm start: as many policies as there will be different starts."""
     one_start = config.roles.policy in ("shared", "adapters")
     groups = {"base": tuple(Role)} if one_start else {role.value: (role,) for role in Role if role in roles}
@@ -143,9 +141,8 @@ def start_pupils(
         strategy.policies = len(groups)
         place = reserve(layout_of(config).policy, config.run.placement_timeout_s, f"warm start of {name}")
         policy = _workers(config, config.actor, PolicyWorker, place, 1.0)
-        waiting = policy.async_init_model_from_pretrained(
-            strategy, model_of(config), config.train.sft_warmup_steps, None
-        )
+        steps = config.train.sft_note_steps + config.train.sft_warmup_steps
+        waiting = policy.async_init_model_from_pretrained(strategy, model_of(config), steps, None)
         starting |= {f"{name} warm start rank {i}": ref for i, ref in enumerate(waiting)}
         pupils.append(
             Learner(
@@ -157,7 +154,6 @@ def start_pupils(
                 pad_token_id,
                 _deadlines(config),
                 adapter=adapters[0] if adapters else "",
-                supervision=Supervision(examples, config.train.sft_batch_size, 1.0),
             )
         )
     gather(starting, config.run.start_timeout_s, "starting workers")

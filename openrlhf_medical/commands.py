@@ -11,7 +11,7 @@ from openrlhf_medical import assembly, casting, cluster, layout
 from openrlhf_medical.config import RunConfig, dump_config
 from openrlhf_medical.console import Console
 from openrlhf_medical.data.seed_files import read_seeds
-from openrlhf_medical.data.sft import sft_set
+from openrlhf_medical.data.sft import note_examples, sft_set
 from openrlhf_medical.data.stream import SeedStream
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
@@ -63,7 +63,10 @@ def _train(
     ):
         starts = dict.fromkeys(Role, layout.model_of(config))
         if config.train.sft_warmup_steps and examples is not None:
-            starts = warm_start(config, tokenizer.pad_token_id, examples, directory, console)
+            notes = SupervisedExamples(
+                dict.fromkeys(Role, note_examples(seeds.all_seeds())), tokenizer, config.data.max_len, config.train.seed
+            )
+            starts = warm_start(config, tokenizer.pad_token_id, notes, examples, directory, console)
         console.phase("starting workers (about a minute)")
         learners = assembly.start_learners(
             config, starts, tokenizer.pad_token_id, casting.engine_spec(config),
@@ -99,7 +102,7 @@ def _examples(config: RunConfig, seeds: SeedStream, tokenizer: Any, console: Con
     """Supervised examples of the training seeds, where the configuration wants any."""
     if not config.train.sft_warmup_steps and not config.train.sft_coef:
         return None
-    found = sft_set(seeds.all_seeds(), config.rules())
+    found = sft_set(seeds.all_seeds(), config.rules(), config.train.sft_thoughts)
     for reason, count in sorted(found.skipped.items()):
         console.warn(f"no supervised example from {count} seeds: {reason}")
     for role, own in found.examples.items():

@@ -7,14 +7,13 @@ left at the base model would outweigh the reward.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from openrlhf_medical import assembly, layout
 from openrlhf_medical.config import RunConfig
 from openrlhf_medical.console import Console
 from openrlhf_medical.game.players import Role
-from openrlhf_medical.learner.policy import Learner
+from openrlhf_medical.learner.policy import Learner, Supervision
 from openrlhf_medical.learner.supervised import SupervisedExamples
 from openrlhf_medical.run_directory import RunDirectory
 
@@ -23,19 +22,25 @@ CHUNK = 5
 
 
 def warm_start(
-    config: RunConfig, pad_token_id: int, examples: SupervisedExamples, directory: RunDirectory, console: Console
+    config: RunConfig,
+    pad_token_id: int,
+    notes: SupervisedExamples,
+    examples: SupervisedExamples,
+    directory: RunDirectory,
+    console: Console,
 ) -> dict[Role, str]:
-    """``train.sft_warmup_steps`` optimizer steps of every policy that plays. Returns each role's start folder.
+    """``train.sft_note_steps`` optimizer steps on writing ``notes``, then ``train.sft_warmup_steps`` on
+    playing, of every policy that plays. Returns each role's start folder.
 
     Workers of its own, ended afterwards: self-play begins with fresh optimizers and its own schedule.
     """
     roles = set(config.trained_roles) | (set(layout.frozen_roles(config)) if config.roles.met == "base" else set())
     console.phase("starting workers for the warm start")
-    pupils = assembly.start_pupils(config, roles, pad_token_id, examples)
+    pupils = assembly.start_pupils(config, roles, pad_token_id)
     starts = dict.fromkeys(Role, layout.model_of(config))
     try:
         with ThreadPoolExecutor(len(pupils)) as pool:
-            list(pool.map(lambda pupil: _teach(config, pupil, directory, console), pupils))
+            list(pool.map(lambda pupil: _teach(config, pupil, notes, examples, directory, console), pupils))
         for pupil in pupils:
             folder = directory.checkpoints / "warm_start" / pupil.name
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -47,14 +52,27 @@ def warm_start(
     return starts
 
 
-def _teach(config: RunConfig, pupil: Learner, directory: RunDirectory, console: Console) -> Mapping[str, float]:
-    started, steps = time.monotonic(), config.train.sft_warmup_steps
-    metrics: dict[str, float] = {}
-    for first in range(0, steps, CHUNK):
-        chunk = range(first, min(first + CHUNK, steps))
-        metrics = pupil.supervise(chunk)
-        done, seconds = chunk.stop, time.monotonic() - started
-        directory.add_warm_start(done, {**metrics, "time/warm_start_s": seconds})
-        loss = next(value for name, value in metrics.items() if name.endswith("sft_loss"))
-        console.progress(f"warm start of {pupil.name}", done, steps, seconds, f"loss {loss:.2f}")
-    return metrics
+def _teach(
+    config: RunConfig,
+    pupil: Learner,
+    notes: SupervisedExamples,
+    examples: SupervisedExamples,
+    directory: RunDirectory,
+    console: Console,
+) -> None:
+    started, done = time.monotonic(), 0
+    lessons = (
+        ("writing notes", notes, config.train.sft_note_steps),
+        ("playing", examples, config.train.sft_warmup_steps),
+    )
+    total = sum(steps for _, _, steps in lessons)
+    for title, material, steps in lessons:
+        pupil.supervision = Supervision(material, config.train.sft_batch_size, 1.0)
+        for first in range(0, steps, CHUNK):
+            chunk = range(first, min(first + CHUNK, steps))
+            metrics = pupil.supervise(chunk)
+            done += len(chunk)
+            seconds = time.monotonic() - started
+            directory.add_warm_start(done, {**metrics, "time/warm_start_s": seconds})
+            loss = next(value for name, value in metrics.items() if name.endswith("sft_loss"))
+            console.progress(f"warm start of {pupil.name}, {title}", done, total, seconds, f"loss {loss:.2f}")

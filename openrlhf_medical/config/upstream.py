@@ -107,7 +107,7 @@ OURS = (
 """Beginnings of keys that upstream does not have."""
 
 
-_SFT = ("sft_warmup_steps", "sft_lr", "sft_batch_size", "sft_coef")
+_SFT = ("sft_warmup_steps", "sft_note_steps", "sft_thoughts", "sft_lr", "sft_batch_size", "sft_coef")
 
 
 def upstream_options(config: RunConfig) -> dict[str, Any]:

@@ -242,6 +242,13 @@ class Train(Section):
     sft_warmup_steps: int = Field(
         default=0, ge=0, description="supervised optimizer steps before self-play, on the seeds' annotations (ours)"
     )
+    sft_note_steps: int = Field(
+        default=0, ge=0, description="supervised steps before these on writing right notes: knowledge first (ours)"
+    )
+    sft_thoughts: Literal["name", "recite"] = Field(
+        default="name",
+        description="the assessor's thoughts: the wrong words and the right ones, or the note as it should read (ours)",
+    )
     sft_lr: Positive = Field(
         default=1e-5, description="learning rate of these, after a tenth of them as warm-up (ours)"
     )

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from openrlhf_medical.data.seed_files import CLEAN, CORRECTED
 from openrlhf_medical.game import edits
@@ -20,6 +21,8 @@ from openrlhf_medical.game.prompts import assessor_prompt_of, attacker_prompt, t
 from openrlhf_medical.game.rules import GameRules
 from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.game.turns import read_assessment, read_attack
+
+Thoughts = Literal["name", "recite"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +50,42 @@ class _Skip(Exception):
     """An example that cannot be made; the message is the reason under which it is counted."""
 
 
-def sft_examples(seeds: Sequence[Seed], rules: GameRules) -> dict[Role, list[SftExample]]:
+def sft_examples(seeds: Sequence[Seed], rules: GameRules, thoughts: Thoughts = "name") -> dict[Role, list[SftExample]]:
     """The examples of ``sft_set`` alone."""
-    return sft_set(seeds, rules).examples
+    return sft_set(seeds, rules, thoughts).examples
 
 
-def sft_set(seeds: Sequence[Seed], rules: GameRules) -> SftSet:
+NOTE_PROMPT = "Write a clinical note without an error."
+
+
+def note_examples(seeds: Sequence[Seed]) -> list[SftExample]:
+    """Right notes to write: what the assessor has to know before it can see that a note is wrong.
+
+    Every note that the seeds know to be right, each text once.
+    """
+    prompt = Prompt(({"role": "user", "content": NOTE_PROMPT},))
+    texts = {_squeezed(seed.reference_note): seed for seed in reversed(seeds)}
+    return [
+        SftExample(Role.ASSESSOR, prompt, f" {seed.reference_note}", seed.seed_id) for seed in reversed(texts.values())
+    ]
+
+
+def sft_set(seeds: Sequence[Seed], rules: GameRules, thoughts: Thoughts = "name") -> SftSet:
     """Examples for both roles, in an order that depends on ``seeds`` alone.
+
+    ``thoughts``: what the assessor thinks before its verdict. ``name``: the wrong words and what they should
+    be. ``recite``: the note as it should read, sentence by sentence, up to the wrong one, and what the note
+    has instead; a small model finds out by reciting what it cannot tell at once.
 
     The assessor's alternate between Harmful and Safe, so that every even-length stretch is balanced. The
     attacker's go through the tasks that ``rules`` can ask, error note by error note. Seeds that share
     their text give each example once.
     """
     found = SftSet({role: [] for role in Role})
-    for example in (*_assessor_examples(seeds, rules, found.skipped), *_attacker_examples(seeds, rules, found.skipped)):
+    for example in (
+        *_assessor_examples(seeds, rules, thoughts, found.skipped),
+        *_attacker_examples(seeds, rules, found.skipped),
+    ):
         found.examples[example.role].append(example)
     return found
 
@@ -68,11 +93,13 @@ def sft_set(seeds: Sequence[Seed], rules: GameRules) -> SftSet:
 # --- The assessor ----------------------------------------------------------------------------------
 
 
-def _assessor_examples(seeds: Sequence[Seed], rules: GameRules, skipped: Counter[str]) -> Iterator[SftExample]:
+def _assessor_examples(
+    seeds: Sequence[Seed], rules: GameRules, thoughts: Thoughts, skipped: Counter[str]
+) -> Iterator[SftExample]:
     for wrong, right in _balanced(seeds, skipped):
         try:
             # Both or none: one of a pair alone would teach a preference for one verdict.
-            yield from (_assessment(wrong, rules), _assessment(right, rules))
+            yield from (_assessment(wrong, rules, thoughts), _assessment(right, rules, thoughts))
         except _Skip as reason:
             skipped[f"assessor: {reason}"] += 1
 
@@ -101,28 +128,38 @@ def _balanced(seeds: Sequence[Seed], skipped: Counter[str]) -> list[tuple[Seed, 
             continue
         used.add(text)
         pairs.append((seed, safe))
-    if left := len(right.keys() - used):
-        skipped["assessor: Safe note left over, there are fewer Harmful ones"] += left
     return pairs
 
 
-def _assessment(seed: Seed, rules: GameRules) -> SftExample:
+def _assessment(seed: Seed, rules: GameRules, kind: Thoughts) -> SftExample:
     """What the assessor should say of a seed's note."""
     if seed.category.is_harmful:
         wrong, right = _annotation(seed)
         old, new = differing_words(wrong, right)
         thoughts = f'"{old}" should be "{new}".'
+        if kind == "recite":
+            thoughts = f'{_recited(seed, right)} The note says "{old}".'
         answer = Truth.HARMFUL.value
         if rules.localise:
             answer += f"\nSentence: {wrong}\nCorrection: {right}"
     else:
-        thoughts, answer = "Nothing is wrong.", Truth.SAFE.value
+        thoughts = "Nothing is wrong." if kind == "name" else " ".join(seed.seed_note.split())
+        answer = Truth.SAFE.value
     prompt = assessor_prompt_of(seed.seed_note, rules)
     example = _example(Role.ASSESSOR, prompt, thoughts, answer, seed, rules)
     turn = read_assessment(Reply(example.reply), cot=rules.cot)
     if not turn.well_formed:
         raise _Skip(turn.reason)
     return example
+
+
+def _recited(seed: Seed, right: str) -> str:
+    """The corrected note up to its corrected sentence, white space made single."""
+    note = " ".join(seed.reference_note.split())
+    end = note.find(right)
+    if end < 0:
+        raise _Skip("the corrected note does not hold the corrected sentence")
+    return note[: end + len(right)]
 
 
 # --- The attacker ----------------------------------------------------------------------------------

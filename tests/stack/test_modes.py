@@ -103,7 +103,8 @@ class TestAssessorOnly:
     def folder(cls, data, runs):  # noqa: F811
         words = ("--roles.train", "assessor", "--algo.advantage.estimator", "gae", "--algo.advantage.lambd", "0.95",
                  "--critic.adam.lr", "1e-3", "--train.sft_warmup_steps", "4", "--train.sft_batch_size", "4",
-                 "--train.sft_lr", "5e-3", "--train.sft_coef", "0.5", "--actor.entropy_coef", "0.001")  # fmt: skip
+                 "--train.sft_note_steps", "2", "--train.sft_thoughts", "recite", "--train.sft_lr", "5e-3",
+                 "--train.sft_coef", "0.5", "--actor.entropy_coef", "0.001")  # fmt: skip
         return train(data, runs, "assessor-only", *COMMON, *words)[0]
 
     def test_the_attacker_is_the_start_and_stays_it(self, folder):

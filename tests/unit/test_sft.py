@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from openrlhf_medical.data.prepare import prepare_data
 from openrlhf_medical.data.seed_files import read_seeds
-from openrlhf_medical.data.sft import corrected_seed, differing_words, dressed, sft_examples, sft_set
+from openrlhf_medical.data.sft import corrected_seed, differing_words, dressed, note_examples, sft_examples, sft_set
 from openrlhf_medical.game import edits
 from openrlhf_medical.game.players import Prompt, Reply, Role, Truth
 from openrlhf_medical.game.prompts import assessor_prompt, attacker_prompt, task_of
@@ -159,7 +159,6 @@ def test_what_cannot_be_made_is_counted():
     spare = [made("He walks."), made("He sleeps.")]
     found = sft_set([unannotated, elsewhere, *spare], GameRules(edit="sentence"))
     assert found.skipped == {
-        "assessor: Safe note left over, there are fewer Harmful ones": 1,
         "assessor: the seed lacks its wrong or its corrected sentence": 1,
         "attacker, worsen: the seed lacks its wrong or its corrected sentence": 1,
         "attacker, inject: the seed lacks its wrong or its corrected sentence": 1,
@@ -208,3 +207,32 @@ def test_dressed_keeps_names_and_full_stops():
     assert dressed("The plan is rest.", "Clearly, ", ", clearly") == "Clearly, the plan is rest."
     assert dressed("Lithium was given.", "Clearly, ", ", clearly") == "Lithium was given, clearly."
     assert dressed("Rest ", "", ", as confirmed") == "Rest, as confirmed"
+
+
+def test_reciting_stops_behind_the_corrected_sentence(seeds: list[Seed]) -> None:
+    """The thoughts are the note as it should read, up to where it goes wrong; a right note is recited whole."""
+    rules = GameRules(localise=False)
+    examples = sft_set(seeds, rules, "recite").examples[Role.ASSESSOR]
+    notes = {text_of(assessor_prompt(s.seed_note, cot=True, localise=False)): s for s in seeds}
+    harmful = 0
+    for example in examples:
+        seed = notes.get(text_of(example.prompt))
+        thoughts = example.reply.split("</think>")[0].strip()
+        if seed is None or not seed.category.is_harmful:
+            assert 'The note says "' not in thoughts and " ".join(thoughts.split()) == thoughts
+            continue
+        harmful += 1
+        recited, _, wrong = thoughts.rpartition(' The note says "')
+        assert squeezed(seed.reference_note).startswith(squeezed(recited))
+        assert squeezed(recited).endswith(squeezed(str(seed.corrected_sentence)))
+        assert squeezed(wrong.removesuffix('".')) in squeezed(str(seed.error_sentence))
+    assert harmful == len(examples) // 2
+
+
+def test_right_notes_to_write(seeds: list[Seed]) -> None:
+    texts = [squeezed(example.reply) for example in note_examples(seeds)]
+    assert sorted(texts) == sorted({squeezed(seed.reference_note) for seed in seeds})
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
