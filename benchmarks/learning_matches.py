@@ -80,8 +80,10 @@ def config_of(run: Path) -> dict[str, Any]:
 
 def model_folder(run: Path, who: str, role: str) -> Path:
     """Raises UserError where the run did not leave it (or the base model is not there)."""
-    base = Path(config_of(run)["actor"]["model_name_or_path"])
-    folder = base if who == BASE else run / "checkpoints" / who / role
+    config = config_of(run)
+    name = "shared" if config["roles"]["policy"] == "shared" else role
+    base = Path(config["actor"]["model_name_or_path"])
+    folder = base if who == BASE else run / "checkpoints" / who / name
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: the run has not saved its {who} {role}, or the base model has moved")
     return folder

@@ -131,8 +131,11 @@ def start_learners(
 
 def start_pupils(config: RunConfig, roles: Collection[Role], pad_token_id: int) -> list[Learner]:
     """Workers alone, for the supervised warm start: as many policies as there will be different starts."""
-    one_start = config.roles.policy in ("shared", "adapters")
-    groups = {"base": tuple(Role)} if one_start else {role.value: (role,) for role in Role if role in roles}
+    groups: dict[str, tuple[Role, ...]]
+    if config.roles.policy == "separate":
+        groups = {role.value: (role,) for role in Role if role in roles}
+    else:
+        groups = {"shared" if config.roles.policy == "shared" else "base": tuple(Role)}
     starting: dict[str, Any] = {}
     pupils = []
     for name, own in groups.items():

@@ -111,7 +111,14 @@ def _examples(config: RunConfig, seeds: SeedStream, tokenizer: Any, console: Con
                 f"{config.data.train} gives no supervised example for the {role}: set train.sft_warmup_steps and "
                 "train.sft_coef to 0, or take seeds with annotated errors"
             )
-    return SupervisedExamples(found.examples, tokenizer, config.data.max_len, config.train.seed)
+    examples = SupervisedExamples(found.examples, tokenizer, config.data.max_len, config.train.seed)
+    for role in Role:
+        if share := examples.share_longer_than(role, config.rollout.max_new_tokens):
+            console.warn(
+                f"{share:.0%} of the {role}'s supervised replies are longer than rollout.max_new_tokens "
+                f"({config.rollout.max_new_tokens}): in games they would be cut, and count as bad form"
+            )
+    return examples
 
 
 def play(config: RunConfig, *, models: dict[Role, str], num_samples: int, num_episodes: int, output: Path) -> None:

@@ -33,13 +33,10 @@ class SupervisedExamples:
         self._ids = {role: [_ids(e, tokenizer, max_len) for e in own] for role, own in examples.items()}
         self._orders: dict[tuple[Role, int], list[int]] = {}
 
-    def count(self, role: Role) -> int:
-        return len(self._ids[role])
-
-    def mean_tokens(self, role: Role) -> float:
-        """Of prompt and reply together."""
+    def share_longer_than(self, role: Role, tokens: int) -> float:
+        """Share of the role's replies that a game would cut."""
         own = self._ids[role]
-        return sum(len(prompt) + len(reply) for prompt, reply in own) / len(own)
+        return sum(len(reply) > tokens for _, reply in own) / len(own)
 
     def draw(self, roles: Sequence[Role], number: int, size: int) -> list[tuple[Role, Experience]]:
         """``size`` examples, shared equally by ``roles``; each role goes through its examples in shuffled

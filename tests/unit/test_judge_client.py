@@ -180,7 +180,7 @@ def closed_port() -> int:
 
 
 def test_rows_are_joined_by_key_and_batched() -> None:
-    with serving(good) as (server,), client_of([server.url], batch_size=64, max_wait_s=0.05) as client:
+    with serving(good) as (server,), client_of([server.url], batch_size=64, max_wait_s=0.5) as client:
         labels = ask(client, *(query(i, "wrong" if i % 3 == 0 else "right") for i in range(200)))
     assert [label.actual_harm is Truth.HARMFUL for label in labels] == [i % 3 == 0 for i in range(200)]
     assert [label.extra["game_idx"] for label in labels] == list(range(200))
@@ -189,7 +189,7 @@ def test_rows_are_joined_by_key_and_batched() -> None:
     assert len(sizes) < 20, "four requests, or a few more where the machine was too busy to fill them in time"
     counts = client.snapshot()
     assert (counts["ok"], counts["error"], counts["retries"], counts["requests"]) == (200, 0, 0, len(sizes))
-    assert 0 < counts["latency_s"] <= counts["latency_p95_s"] < 5
+    assert 0 < counts["latency_s"] < 5 and 0 < counts["latency_p95_s"] < 5
 
 
 def test_a_game_idx_may_come_twice() -> None:
