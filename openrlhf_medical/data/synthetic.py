@@ -11,11 +11,11 @@ from __future__ import annotations
 import csv
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openrlhf_medical.data.conditions import PHRASINGS, SLOTS, Condition, load_conditions, wrong_values
+from openrlhf_medical.data.conditions import SLOTS, Condition, load_conditions, wrong_values
 from openrlhf_medical.errors import UserError
 
 SPLITS = ("train", "unseen_renderings", "unseen_conditions")
@@ -145,12 +145,13 @@ def _vignette(
     if rng.random() < 0.5:  # at least two stay, so that a wrong item stands against several right ones
         mentioned.remove(rng.choice([s for s in OPTIONAL if s != slot]))
     fresh = split == "unseen_renderings"
-    phrasing = PHRASINGS - 1 if fresh else rng.randrange(PHRASINGS - 1)
-    other = phrasing if fresh else 1 - phrasing
+    said = {"presentation": condition.presentation, "findings": condition.findings}
+    known = {kind: [phrases[-1]] if fresh else phrases[:-1] for kind, phrases in said.items()}
     templates = HELD_OUT_TEMPLATES if fresh else TEMPLATES
-    wording = {kind: rng.sample(options, min(2, len(options))) for kind, options in templates.items()}
-    flawed = _sentences(condition, patient, mentioned, phrasing, {k: w[0] for k, w in wording.items()}, rng)
-    twin = _sentences(condition, patient, mentioned, other, {k: w[-1] for k, w in wording.items()}, rng)
+    words, other_words = _two_choices(templates, rng)
+    phrases, other_phrases = _two_choices(known, rng)
+    flawed = _sentences(condition, patient, mentioned, phrases, words, rng)
+    twin = _sentences(condition, patient, mentioned, other_phrases, other_words, rng)
     right = [text for _, text in flawed]
     where = next(i for i, (kind, _) in enumerate(flawed) if kind == slot)
     bad = right[where].replace(condition.values[slot], wrong)
@@ -163,6 +164,12 @@ def _vignette(
         SyntheticRow(f"{name}-c", " ".join(t for _, t in twin), tuple(t for _, t in twin), 0, None, -1, None, None,
                      None, **shared),
     ]  # fmt: skip
+
+
+def _two_choices(options: Mapping[str, Sequence[str]], rng: random.Random) -> tuple[dict[str, str], dict[str, str]]:
+    """One option of each kind, and another of each where there are two."""
+    drawn = {kind: rng.sample(of, min(2, len(of))) for kind, of in options.items()}
+    return {kind: of[0] for kind, of in drawn.items()}, {kind: of[-1] for kind, of in drawn.items()}
 
 
 def _mistake(condition: Condition, turn: int, excess: Counter[tuple[str, str]], rng: random.Random) -> tuple[str, str]:
@@ -195,13 +202,13 @@ def _sentences(
     condition: Condition,
     patient: dict[str, str],
     mentioned: set[str],
-    phrasing: int,
+    phrases: dict[str, str],
     wording: dict[str, str],
     rng: random.Random,
 ) -> list[tuple[str, str]]:
-    """(kind, sentence) in the order of a note. ``wording`` has a template for each kind of sentence."""
-    values = {"presentation": condition.presentation[phrasing], "findings": condition.findings[phrasing], "filler": "",
-              **condition.values}  # fmt: skip
+    """(kind, sentence) in the order of a note. ``wording`` has a template for each kind of sentence,
+    ``phrases`` what presentation and findings say."""
+    values = {"filler": "", **phrases, **condition.values}
     kinds = ["presentation", "findings", "organism", "diagnosis", *(s for s in OPTIONAL if s in mentioned)]
     kinds = [kind for kind in kinds if kind in values]
     if rng.random() < 0.5:
