@@ -24,6 +24,7 @@ from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Truth
 from openrlhf_medical.judge.backends import ReferenceBackend, make_backend
 from openrlhf_medical.judge.findings import BlindPair, Finding
+from openrlhf_medical.judge.limits import Limits
 from openrlhf_medical.judge.listen import bind
 from openrlhf_medical.judge.process import JudgeProcess, start_judge_process
 from openrlhf_medical.judge.server import create_app
@@ -126,7 +127,7 @@ def test_the_truth_is_found_blind() -> None:
         ({"queries": [query(game_idx=True)]}, "queries.0.game_idx"),
         ({"queries": [{"game_idx": 0, "original_note": NOTE}]}, "queries.0.medical_note"),
         ({"queries": [query(original_note=None)]}, "queries.0.original_note"),
-        ({"queries": [query(medical_note="x" * 200_001)]}, "queries.0.medical_note"),
+        ({"queries": [query(medical_note="x" * 100_001)]}, "queries.0.medical_note"),
         ({"queries": [query(1), query(1)]}, "game_idx 1 comes twice"),
         ({"queries": [query(i, medical_note="") for i in range(1025)]}, "queries"),
         ({"queries": [query()], "score_key": "scores"}, "score_key"),
@@ -147,7 +148,7 @@ def test_what_is_not_json_is_refused(http: TestClient) -> None:
 
 
 def test_a_large_body_is_refused() -> None:
-    with TestClient(create_app(ReferenceBackend(), max_body_bytes=1000)) as client:
+    with TestClient(create_app(ReferenceBackend(), limits=Limits(max_body_bytes=1000))) as client:
         wait_ready(client)
         assert client.post("/judge", content=b"x" * 1001).status_code == 413
         assert client.post("/judge", content=iter([b"x" * 600, b"x" * 600])).status_code == 413
