@@ -32,6 +32,7 @@ from openrlhf_medical.judge.limits import Limits, NoMemory
 from openrlhf_medical.judge.listen import bind, check_exposure, make_server, run_until_stopped, watch_parent, write_port
 from openrlhf_medical.judge.metrics import CONTENT_TYPE, ServerMetrics
 from openrlhf_medical.judge.middleware import Outermost
+from openrlhf_medical.judge.own_process import OwnProcess
 from openrlhf_medical.judge.schema import (
     EvaluateResponse,
     Health,
@@ -46,7 +47,7 @@ from openrlhf_medical.judge.schema import (
 logger = logging.getLogger(__name__)
 
 _NOBODY_IS_THERE = 499  # never sent: what nginx calls a client that left
-_SWITCH_S = 0.001  # a thread that judges hands over to the event loop this often; Python's own is 5 ms
+_SWITCH_S = 0.0005  # a thread that judges hands over to the event loop this often; Python's own is 5 ms
 _CLOSE_S = 2.0
 
 
@@ -203,6 +204,8 @@ def serve(
     limits = limits or Limits()
     check_exposure(host, token)
     judge = make_backend(backend, model=model, device=device)
+    if getattr(judge, "own_process", False):
+        judge = OwnProcess(judge)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(_SWITCH_S)
 
@@ -219,8 +222,10 @@ def serve(
     judging: Judging = app.state.judging
     server = make_server(app, judging.stop, limits.grace_s)
     listener = bind(host, port)  # last: what listens is answered at once
-    run_until_stopped(server, listener)
-    ended = judging.close(_CLOSE_S)
+    try:
+        run_until_stopped(server, listener)
+    finally:
+        ended = judging.close(_CLOSE_S)
     if judging.failure is not None:
         raise UserError(f"the judge backend {backend!r} cannot be loaded: {judging.failure}")
     if not ended:
