@@ -3,7 +3,7 @@
     python benchmarks/judge_load.py --backend reference
     python benchmarks/judge_load.py --backend sleep --batch-s 0.1     # a model of known speed: 64 queries in 0.1 s
 
-Three phases, each with a server of its own process and this one as all its clients:
+Three phases; the server is a process of its own, and this one is all its clients:
   peak       a few clients, each asking again as soon as it is answered: the most queries a second there are
   overload   requests sent at 4 times that rate, whatever comes back
   recovery   from the last request of the overload until one is taken again, and the peak measured once more
@@ -37,6 +37,7 @@ NOTE = (
     "for five days and was told to return if she becomes short of breath. She has no known drug allergies."
 )
 CHANGED = (NOTE.replace("amoxicillin", "vancomycin"), NOTE.replace("left", "right"), NOTE.replace("500 mg", "500mg"))
+CLIENTS = 12  # enough that the backend never waits for one
 MAX_CONNECTIONS = 400
 
 
@@ -162,8 +163,6 @@ class Clients:
             task = asyncio.create_task(self.ask(answers))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
-        self.last_sent = time.monotonic()
-        self.under_way = under_way
         return sent
 
 
@@ -195,7 +194,7 @@ class Result:
 
 async def measure(url: str, *, queries: int, seconds: float, times: float = 4.0) -> Result:
     clients, warm, first = Clients(url, queries), Answers(), Answers()
-    await clients.ask_again_and_again(8, 0.5, warm)
+    await clients.ask_again_and_again(CLIENTS, 0.5, warm)
     peak = await _peak(clients, seconds, first)
 
     flood = Answers()
@@ -224,7 +223,7 @@ async def measure(url: str, *, queries: int, seconds: float, times: float = 4.0)
 
 async def _peak(clients: Clients, seconds: float, answers: Answers) -> float:
     start = time.monotonic()
-    await clients.ask_again_and_again(8, seconds, answers)
+    await clients.ask_again_and_again(CLIENTS, seconds, answers)
     return answers.rows_between(start, start + seconds) / seconds
 
 

@@ -53,17 +53,21 @@ class Gate:
         self.check_available()
         deadline = time.monotonic() + self._timeout_s(request)
         self._judging.queue.check_room(deadline)
-        body = bytearray()
+        body, held = bytearray(), 0
         try:
-            await self._read(request, body, deadline)
-            asked = await self._parse(body, model)
+            try:
+                await self._read(request, body, deadline)
+                asked = await self._parse(body, model)
+            finally:
+                held = len(body)
+                body.clear()  # what is made of it takes its place
             gone = asyncio.ensure_future(_gone(request))
             try:
                 yield Admitted(asked, deadline, gone)
             finally:
                 gone.cancel()
         finally:
-            self._memory.give_back(len(body))
+            self._memory.give_back(held)
 
     def check_available(self) -> None:
         if reason := self._judging.unavailable():
