@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # as `python benchmarks/judge_load.py` has it
 
-import judge_load  # noqa: E402
+import judge_load
 
 BATCH_S = 0.03  # of 64 queries: 2,133 a second, whatever else the machine does
 
