@@ -60,7 +60,7 @@ class Gated:
         self.open.wait(PATIENCE_S)
         if "poison" in notes:
             raise RuntimeError(f"cannot judge {notes}")
-        return [Finding("ok", Truth.SAFE)] * len(pairs)
+        return [Finding("ok", Truth.SAFE, reasoning=note) for note in notes]
 
 
 @contextlib.contextmanager
@@ -124,6 +124,16 @@ def test_requests_that_wait_share_a_batch_and_each_gets_its_own_rows() -> None:
             thread.join(PATIENCE_S)
     assert sorted(map(len, backend.batches)) == [1, 3]
     assert [len(answers[0].json()["labels"]) for _, answers in asked] == [1, 2, 1]
+
+
+def test_a_request_larger_than_a_batch_gets_each_query_its_own_row() -> None:
+    backend = Gated()
+    backend.open.set()
+    notes = [f"note {i}" for i in range(10)]
+    with served(backend, Limits(max_batch=3)) as url:
+        rows = requests.post(f"{url}/judge", json=queries(*notes), timeout=PATIENCE_S).json()["labels"]
+    assert [len(batch) for batch in backend.batches] == [3, 3, 3, 1]
+    assert [(row["game_idx"], row["judge_reasoning"]) for row in rows] == list(enumerate(notes))
 
 
 def test_a_note_on_which_the_backend_fails_costs_others_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -392,14 +402,14 @@ def test_an_address_that_others_reach_needs_a_token(host: str) -> None:
 
 # --- hostile input ------------------------------------------------------------------------------------------
 
-ROWS = 200_000
+KEYS = 200_000
 HOSTILE_BODIES = {
     "nothing": b"",
     "not text": bytes(range(256)) * 100,
     "deep": b"[" * 1_000_000,
     "deep objects": b'{"queries":' * 100_000,
-    "wide": b'{"queries":[' + b"{}," * ROWS + b"{}]}",
-    "many keys": b"{" + b",".join(b'"%d":0' % i for i in range(ROWS)) + b"}",
+    "wide": b'{"queries":[' + b"{}," * (MAX_BODY_BYTES // 3 - 10) + b"{}]}",
+    "many keys": b"{" + b",".join(b'"%d":0' % i for i in range(KEYS)) + b"}",
     "endless string": b'{"queries":[{"game_idx":0,"original_note":"' + b"\\" * (MAX_BODY_BYTES - 100),
     "lone surrogate": b'{"queries":[{"game_idx":0,"original_note":"\\ud800","medical_note":"a"}]}',
     "huge number": b'{"queries":[{"game_idx":' + b"9" * 100_000 + b',"original_note":"a","medical_note":"a"}]}',
