@@ -15,7 +15,7 @@ import requests
 
 PROGRAM = (sys.executable, "-m", "openrlhf_medical", "serve-judge")
 _POLL_S = 0.05
-_STOP_GRACE_S = 8.0
+_STOP_GRACE_S = 12.0  # more than the server itself takes to finish what it has
 _LOG_TAIL_CHARS = 2000
 
 

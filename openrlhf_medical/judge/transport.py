@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from urllib3.exceptions import HTTPError
 
 from openrlhf_medical.game.players import Label
-from openrlhf_medical.judge.schema import MAX_BODY_BYTES, LabelRow, explain
+from openrlhf_medical.judge.schema import MAX_ANSWER_BYTES, LabelRow, explain
 from openrlhf_medical.judge.waiting import Pending
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -117,8 +117,8 @@ def _read(response: requests.Response, deadline: float) -> bytes:
         content += chunk
         if time.monotonic() > deadline:
             raise TimeoutError("the answer came too slowly")
-        if len(content) > MAX_BODY_BYTES:
-            raise TimeoutError(f"the answer is longer than {MAX_BODY_BYTES} bytes")
+        if len(content) > MAX_ANSWER_BYTES:
+            raise TimeoutError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
     return bytes(content)
 
 
