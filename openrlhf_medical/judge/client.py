@@ -246,7 +246,8 @@ class JudgeClient:
                 _settle(batch.queries, "the judge client was closed")
 
     def _too_late(self, pending: Pending) -> str:
-        last = pending.reason or "no judge could be asked in time"
+        said = "; ".join(f"{url}: {words}" for url, words in self.last_words().items() if words)
+        last = pending.reason or said or "no judge could be asked in time"
         return f"no label within {self.timeout_s:g} s; last, {last}"
 
     def _counted(self, label: Label, start: float) -> Label:

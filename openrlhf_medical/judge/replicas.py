@@ -96,7 +96,7 @@ class Breaker:
         self.faults += 1
         if trial or verdict is Verdict.GONE or self.faults >= FAULTS_TO_OPEN:
             self.state, self.faults, self.opened = State.OPEN, 0, self.opened + 1
-            self.not_before = now + (backoff_s(self.opened) if pause_s is None else pause_s)
+            self.not_before = max(self.not_before, now + (backoff_s(self.opened) if pause_s is None else pause_s))
 
 
 @dataclass(slots=True, eq=False)

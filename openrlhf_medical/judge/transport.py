@@ -204,7 +204,7 @@ def _misfit(keys: Sequence[object], queries: Mapping[int, Query]) -> str:
 
 
 def _label(row: LabelRow, query: Query) -> Label:
-    """Raises ValueError on what games.jsonl could not hold (NaN, halves of characters)."""
+    """Raises ValueError on halves of characters, which games.jsonl could not hold; NaN becomes null."""
     extra = row.model_dump(mode="json") | {"game_idx": query.game_idx}
     json.dumps(extra, allow_nan=False, ensure_ascii=False).encode()
     return Label(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import operator
 import socket
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -18,6 +21,7 @@ from faulty_judge import FAULTS, Fault, FaultyJudge, dripping, good, half_a_body
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Label, Query, Truth
 from openrlhf_medical.judge.client import JudgeClient
+from openrlhf_medical.judge.transport import retry_after
 
 
 def first(count: int, bad: Fault, then: Fault = good) -> Fault:
@@ -354,3 +358,20 @@ def test_close_settles_what_is_waiting() -> None:
 def test_bad_urls_are_refused_at_once(urls: list[str]) -> None:
     with pytest.raises(UserError):
         JudgeClient(urls)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [
+        *[("0", 0, 0), ("2.5", 2.5, 2.5), ("-3", 0, 0), ("99999", 30, 30), ("inf", 30, 30)],
+        *[("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0), (format_datetime(datetime.now(UTC) + timedelta(hours=1)), 30, 30)],
+    ],
+)
+def test_retry_after_is_read_and_capped(value: str, low: float, high: float) -> None:
+    found = retry_after(value)
+    assert found is not None and low <= found <= high
+
+
+@pytest.mark.parametrize("value", [None, "", "soon", "nan", "Wed, 99 Oct"])
+def test_a_retry_after_that_says_nothing(value: str | None) -> None:
+    assert retry_after(value) is None
