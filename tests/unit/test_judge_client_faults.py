@@ -6,15 +6,20 @@ The same with 10,000 games and a judge process that is killed is in ``tests/stac
 from __future__ import annotations
 
 import math
+import signal
+import time
 from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
 
+import psutil
 from faulty_judge import FAULTS, FaultyJudge, faults_now_and_then, flapping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_storm import check, queries, storm
 
 from openrlhf_medical.judge.client import JudgeClient
+from openrlhf_medical.judge.process import kept_running
 from openrlhf_medical.judge.replicas import FAULTS_TO_OPEN, LONGEST_PAUSE_S, Breaker, State, Verdict
 
 GAMES = 2_000
@@ -41,6 +46,20 @@ def test_where_all_replicas_are_gone_every_game_ends_as_an_error_in_time() -> No
         labels = storm(client, asked)
     assert check(asked, labels) == {"error": 300}
     assert all("ConnectionError" in label.reason for label in labels)
+
+
+def test_a_judge_process_that_is_killed_comes_back_and_costs_no_game(tmp_path: Path) -> None:
+    """A real one, of the kind that a run starts for itself."""
+    with kept_running(tmp_path / "judge.log", deadline_s=120) as url, JudgeClient([url], timeout_s=300) as client:
+        asked = queries(200, seed=3, abstain=False)
+        assert check(asked, storm(client, asked)) == {"ok": 200}
+        [judge] = [child for child in psutil.Process().children() if "serve-judge" in child.cmdline()]
+        judge.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 200
+        while not ((tmp_path / "judge-2.log").exists() and client.snapshot()["retries"]):
+            assert check(asked, storm(client, asked)) == {"ok": 200}
+            assert time.monotonic() < deadline
+        assert check(asked, storm(client, asked)) == {"ok": 200}
 
 
 # --- the breaker, by rule --------------------------------------------------------------------------------
