@@ -33,7 +33,7 @@ from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Label, Query
 from openrlhf_medical.judge.replicas import Lease, Replicas, Verdict, backoff_s
 from openrlhf_medical.judge.stats import ClientStats
-from openrlhf_medical.judge.transport import Answer, Outcome, Transport
+from openrlhf_medical.judge.transport import Answer, Health, Outcome, Transport
 from openrlhf_medical.judge.waiting import Batch, Pending, WaitingRoom
 
 LONE_FAULTS = 8
@@ -123,8 +123,8 @@ class JudgeClient:
         """Why the latest request to each replica failed, by url; "" where it did not."""
         return self._replicas.last_words()
 
-    def health(self) -> dict[str, str | None]:
-        """Asks all replicas at once: None where one is ready, else what it said. Blocks, for seconds at most."""
+    def health(self) -> dict[str, Health]:
+        """What each replica says now, by url; all are asked at once. Blocks, for seconds at most."""
         urls = self._replicas.urls
         with ThreadPoolExecutor(len(urls)) as pool:
             said = pool.map(lambda url: self._transport.health(url, _HEALTH_TIMEOUT_S), urls)
@@ -137,9 +137,12 @@ class JudgeClient:
             UserError: none was in time; with what each one said last.
         """
         deadline = time.monotonic() + deadline_s
-        while None not in (said := self.health()).values():
+        while True:
+            health = self.health()
+            if any(each.ready for each in health.values()):
+                return
             if time.monotonic() > deadline:
-                shown = "; ".join(f"{url}: {reason}" for url, reason in said.items())
+                shown = "; ".join(f"{url}: {each.said}" for url, each in health.items())
                 raise UserError(
                     f"no judge was ready within {deadline_s:g} s ({shown}); start one with "
                     "`openrlhf-medical serve-judge`, or correct judge.urls"
@@ -199,8 +202,8 @@ class JudgeClient:
 
     def _exchange(self, lease: Lease, keyed: dict[int, Pending], deadline: float) -> Answer:
         # A trial begins with a question that costs nothing: queries are not kept waiting by one that still hangs.
-        if lease.trial and (said := self._transport.health(lease.url, _HEALTH_TIMEOUT_S)) is not None:
-            return Answer(Outcome.UNAVAILABLE, said)
+        if lease.trial and not (health := self._transport.health(lease.url, _HEALTH_TIMEOUT_S)).ready:
+            return Answer(Outcome.UNAVAILABLE, health.said)
         self._stats.requested()
         left_s = max(0.01, min(self._attempt_timeout_s, deadline - time.monotonic()))
         return self._transport.judge(lease.url, {key: pending.query for key, pending in keyed.items()}, left_s)

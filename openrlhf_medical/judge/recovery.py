@@ -14,6 +14,7 @@ from typing import Protocol
 
 from openrlhf_medical.errors import RunError
 from openrlhf_medical.game.records import Game, GameStatus
+from openrlhf_medical.judge.transport import Health
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Between two looks at a judge that fails. A judge may say that it is ready and fail all the same."""
@@ -51,7 +52,7 @@ def wants_label(game: Game) -> bool:
 class Replicated(Protocol):
     """What is needed of the judge's client."""
 
-    def health(self) -> dict[str, str | None]: ...
+    def health(self) -> dict[str, Health]: ...
 
     def last_words(self) -> dict[str, str]: ...
 
@@ -104,7 +105,7 @@ class Recovery:
                 )
             self._sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            if None in self._judge.health().values():
+            if any(each.ready for each in self._judge.health().values()):
                 games = self._judge_again(games)
         if pause_s > FIRST_PAUSE_S:
             self._tell(f"the judge is back after {self._clock() - began:.0f} s: training goes on")
@@ -119,8 +120,10 @@ class Recovery:
 
     def _said(self) -> str:
         """Each replica, and what it said last: now where it is not ready, else to the request that failed."""
-        words, health = self._judge.last_words(), self._judge.health()
-        return "; ".join(f"{url}: {said or words.get(url) or 'says that it is ready'}" for url, said in health.items())
+        words, said = self._judge.last_words(), []
+        for url, health in self._judge.health().items():
+            said.append(f"{url}: {(words.get(url) or 'says that it is ready') if health.ready else health.said}")
+        return "; ".join(said)
 
 
 def _first(games: Sequence[Game], *, judge: bool) -> str:

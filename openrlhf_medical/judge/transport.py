@@ -61,6 +61,14 @@ class Answer:
     retry_after_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What GET /health said: the judge's model where it is ready, else what came instead."""
+
+    ready: bool
+    said: str
+
+
 class Transport:
     """Pooled connections to all replicas. Thread-safe. A context manager.
 
@@ -91,15 +99,16 @@ class Transport:
     def close(self) -> None:
         self._session.close()
 
-    def health(self, url: str, timeout_s: float) -> str | None:
-        """None when ready, else what came instead."""
+    def health(self, url: str, timeout_s: float) -> Health:
         deadline = time.monotonic() + timeout_s
         try:
             with self._session.get(f"{url}/health", timeout=timeout_s, allow_redirects=False, stream=True) as response:
                 content = _read(response, deadline)
         except (requests.RequestException, HTTPError, OSError) as error:
-            return _describe(error)
-        return None if response.status_code == 200 else _status_line(response, content)
+            return Health(False, _describe(error))
+        if response.status_code != 200:
+            return Health(False, _status_line(response, content))
+        return Health(True, _model(content))
 
     def judge(self, url: str, queries: Mapping[int, Query], timeout_s: float) -> Answer:
         """Asks for a label for each query. The keys must be new ones: a late answer to another request must not
@@ -142,6 +151,13 @@ def _outcome_of(error: Exception) -> Outcome:
     """An answer that broke off, or was none, is a fault; else nobody answered (in time)."""
     cause = error.args[0] if isinstance(error, requests.ConnectionError) and error.args else error
     return Outcome.FAULTY if isinstance(cause, (ProtocolError, DecodeError)) else Outcome.UNAVAILABLE
+
+
+def _model(content: bytes) -> str:
+    try:
+        return _short(str(json.loads(content)["model"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "unknown"
 
 
 def _wire(key: int, query: Query) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from openrlhf_medical.game.rules import GameRules
 from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.recovery import Decision, Recovery, TooManyFailed, decide
+from openrlhf_medical.judge.transport import Health
 
 NOTE = "A man has gout. He takes colchicine for it."
 SEEDS = [Seed(f"s{i}", Category.ADVERSARIAL_BENIGN, f"n{i}", f"v{i}", "clean", NOTE, NOTE) for i in range(10)]
@@ -92,8 +93,9 @@ class World:
         self.told: list[str] = []
         self.asked_at: list[float] = []
 
-    def health(self) -> dict[str, str | None]:
-        return {"http://a": None if self.now >= self.ready_at else "HTTP 503 loading", "http://b": "refused"}
+    def health(self) -> dict[str, Health]:
+        ready = self.now >= self.ready_at
+        return {"http://a": Health(ready, "m" if ready else "HTTP 503 loading"), "http://b": Health(False, "refused")}
 
     def last_words(self) -> dict[str, str]:
         return {"http://a": "", "http://b": "ReadTimeout"}
