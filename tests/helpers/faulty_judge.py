@@ -190,16 +190,16 @@ FAULTS: Mapping[str, Fault] = {
 """By name. Each may put wrong labels into rows that no careful client takes."""
 
 
-def faults_now_and_then(share: float, seed: int, names: tuple[str, ...] = tuple(FAULTS)) -> Fault:
-    """One of the named faults in a ``share`` of requests, as drawn; else what is right."""
-    rng = random.Random(seed)
+def faults_now_and_then(share: float, seed: int, otherwise: Fault = good) -> Fault:
+    """One of all faults in a ``share`` of requests, as drawn; else what is right."""
+    rng, names = random.Random(seed), tuple(FAULTS)
     lock = threading.Lock()
 
     def handle(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
         with lock:
             name = rng.choice(names) if rng.random() < share else "good"
         judge.served[name] += 1
-        FAULTS.get(name, good)(judge, http, body)
+        FAULTS.get(name, otherwise)(judge, http, body)
 
     return handle
 
