@@ -31,7 +31,7 @@ from typing import Self
 
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Label, Query
-from openrlhf_medical.judge.replicas import Lease, Replicas, Verdict, backoff_s
+from openrlhf_medical.judge.replicas import Lease, Replicas, Verdict, backoff_s, spread_s
 from openrlhf_medical.judge.stats import ClientStats
 from openrlhf_medical.judge.transport import Answer, Health, Outcome, Transport
 from openrlhf_medical.judge.waiting import Batch, Pending, WaitingRoom
@@ -134,12 +134,13 @@ class JudgeClient:
         """Waits until at least one replica is ready. Blocks.
 
         Raises:
-            UserError: none was in time; with what each one said last.
+            UserError: none was in time, with what each one said last; or all that are ready refuse our requests.
         """
         deadline = time.monotonic() + deadline_s
         while True:
             health = self.health()
-            if any(each.ready for each in health.values()):
+            if ready := [url for url, each in health.items() if each.ready]:
+                self._check_welcome(ready)
                 return
             if time.monotonic() > deadline:
                 shown = "; ".join(f"{url}: {each.said}" for url, each in health.items())
@@ -148,6 +149,13 @@ class JudgeClient:
                     "`openrlhf-medical serve-judge`, or correct judge.urls"
                 )
             time.sleep(_HEALTH_POLL_S)
+
+    def _check_welcome(self, urls: Sequence[str]) -> None:
+        """GET /health needs no token: a request for no labels tells whether ours will do, before anybody plays."""
+        answers = {url: self._transport.judge(url, {}, _HEALTH_TIMEOUT_S) for url in urls}
+        if all(answer.outcome is Outcome.REFUSED for answer in answers.values()):
+            shown = "; ".join(f"{url}: {answer.reason}" for url, answer in answers.items())
+            raise UserError(f"the judge refuses our requests ({shown}); see judge.token_file and judge.urls")
 
     def close(self) -> None:
         """Settles what is still waiting with an error and stops the threads. May be called again."""
@@ -194,7 +202,8 @@ class JudgeClient:
         try:
             answer = self._exchange(lease, keyed, deadline)
         finally:
-            self._replicas.give_back(lease, _VERDICTS[answer.outcome], answer.reason, answer.retry_after_s)
+            pause_s = None if answer.retry_after_s is None else spread_s(answer.retry_after_s)
+            self._replicas.give_back(lease, _VERDICTS[answer.outcome], answer.reason, pause_s)
         if answer.outcome is Outcome.ANSWERED:
             self._take_over(batch, keyed, answer, lease.url)
         else:

@@ -33,6 +33,11 @@ def backoff_s(failures: int) -> float:
     return _random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(max(0, failures - 1), 16))
 
 
+def spread_s(pause_s: float) -> float:
+    """A little more than was asked for, and not the same for all clients that were asked."""
+    return pause_s * _random.uniform(1.0, 1.2)
+
+
 def checked_url(url: str) -> str:
     """Raises UserError on anything but http(s)://host[:port][/path]."""
     try:
@@ -91,12 +96,15 @@ class Breaker:
         if verdict in (Verdict.WORKS, Verdict.FULL):
             self.state, self.faults, self.opened = State.CLOSED, 0, 0
             if verdict is Verdict.FULL:
-                self.not_before = max(self.not_before, now + (backoff_s(1) if pause_s is None else pause_s))
+                self._rest(now, backoff_s(1) if pause_s is None else pause_s)
             return
         self.faults += 1
         if trial or verdict is Verdict.GONE or self.faults >= FAULTS_TO_OPEN:
             self.state, self.faults, self.opened = State.OPEN, 0, self.opened + 1
-            self.not_before = max(self.not_before, now + (backoff_s(self.opened) if pause_s is None else pause_s))
+            self._rest(now, backoff_s(self.opened) if pause_s is None else pause_s)
+
+    def _rest(self, now: float, pause_s: float) -> None:
+        self.not_before = max(self.not_before, now + pause_s)
 
 
 @dataclass(slots=True, eq=False)
@@ -137,8 +145,8 @@ class Replicas:
     def lease(self, until: float, avoid: str | None = None) -> Lease | None:
         """Blocks for a replica that may be asked; None when there was none ``until`` then, or once closed.
 
-        One that is due for its trial comes first, else it would never come back beside healthy ones; then the
-        least busy. ``avoid``: only where there is no other.
+        The least busy, which one that is due for its trial is, as a rule. ``avoid``: only where there is no
+        other.
         """
         with self._changed:
             while not self._closed and (now := time.monotonic()) < until:
@@ -170,8 +178,5 @@ class Replicas:
 def _best(free: list[_Replica], avoid: str | None) -> list[_Replica]:
     """Equally good ones among those that may be asked."""
     free = [replica for replica in free if replica.url != avoid] or free
-    due = [replica for replica in free if replica.breaker.state is State.OPEN]
-    if due:
-        return due
     least = min(replica.in_flight for replica in free)
     return [replica for replica in free if replica.in_flight == least]

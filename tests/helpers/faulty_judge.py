@@ -176,6 +176,8 @@ FAULTS: Mapping[str, Fault] = {
     "empty": rows_changed(lambda rows: []),
     "duplicated row": rows_changed(lambda rows: [*rows, rows[0]]),
     "contradicting rows": rows_changed(lambda rows: [opposite(rows[0]), *rows]),
+    "contradicting row after": rows_changed(lambda rows: [*rows, opposite(rows[0])]),
+    "one row too many": rows_changed(lambda rows: [*rows, opposite(rows[0]) | {"game_idx": 5}]),
     "another's key": rows_changed(neighbours_key),
     "unknown row": rows_changed(lambda rows: [*rows[1:], rows[0] | {"game_idx": 5}]),
     "shifted keys": rows_changed(shifted),

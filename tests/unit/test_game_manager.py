@@ -588,7 +588,7 @@ def test_whatever_players_write(rules, attacks, assessments, label):
     free_rules,
     st.lists(hidden | well_formed, min_size=1, max_size=4),
     st.lists(hidden | well_formed | st.just(None), min_size=1, max_size=4),
-    st.sets(st.integers(0, 23)),
+    st.just(set(range(24))) | st.sets(st.integers(0, 23)),
 )
 @settings(max_examples=150, deadline=None)
 def test_games_that_are_judged_again_are_those_that_a_sound_judge_would_have_given(rules, attacks, replies, failing):

@@ -158,7 +158,13 @@ def test_a_passing_fault_costs_only_time(name: str) -> None:
     assert all(json.dumps(label.extra, allow_nan=False, ensure_ascii=False).encode() for label in labels)
 
 
-@pytest.mark.parametrize("name", ["missing row", "duplicated row", "unknown row", "another's key", "shifted and cut"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("missing row", "duplicated row", "contradicting row after", "unknown row", "one row too many"),
+        *("another's key", "shifted and cut"),
+    ],
+)
 def test_no_row_is_believed_of_an_answer_that_does_not_know_its_keys(name: str) -> None:
     with serving(first(1, FAULTS[name])) as (judge,), client_of([judge.url], max_wait_s=0.5) as client:
         ask(client, *(query(i) for i in range(4)))
@@ -337,6 +343,16 @@ def test_wait_ready() -> None:
         with pytest.raises(UserError, match=r"no judge was ready within 0\.3 s"):
             client.wait_ready(0.3)
         assert time.monotonic() - start < 10
+
+
+def test_a_judge_that_is_ready_and_refuses_us_is_told_at_the_start() -> None:
+    with serving(status(401), good) as (locked, fine):
+        with client_of([locked.url]) as client, pytest.raises(UserError, match=r"401.*judge\.token_file"):
+            client.wait_ready(5)
+        with client_of([locked.url, fine.url]) as client:
+            client.wait_ready(5)
+    with serving(status(500)) as (stumbles,), client_of([stumbles.url]) as client:
+        client.wait_ready(5)
 
 
 def test_close_settles_what_is_waiting() -> None:

@@ -21,7 +21,7 @@ from openrlhf_medical.judge.client import JudgeClient
 
 NOTE = "A man has gout. He takes colchicine for it."
 GAMES = 60
-JUDGE_S = 1.5
+JUDGE_S = 1.0
 
 
 class Engine:
@@ -47,10 +47,10 @@ def step_s(judge: FaultyJudge) -> float:
 
 
 def test_a_judge_that_is_quicker_than_the_assessor_costs_no_time() -> None:
-    """The issue's bound is 10 %; the rest is for busy machines. Asked after the assessor it would be 60 %."""
+    """The issue's bound is 10 %; the rest is for busy machines. Asked after the assessor it would be 55 %."""
     with FaultyJudge(good) as instant, FaultyJudge(slow(JUDGE_S)) as late:
         fast, slowed = step_s(instant), step_s(late)
-    assert slowed < 1.1 * fast + 0.5, (fast, slowed)
+    assert slowed < 1.1 * fast + 0.4, (fast, slowed)
 
 
 def test_all_requests_are_under_way_at_once() -> None:
