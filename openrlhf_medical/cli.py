@@ -218,7 +218,10 @@ def train(
 
 
 @app.command("doctor")
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    judge_url: Annotated[list[str] | None, typer.Option(help="Judge server to ask, once or more.")] = None,
+) -> None:
     """Find what would make a run fail here.
 
     Every line says what was found, and what to do where it is not ok.
@@ -229,12 +232,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
     Examples:
       openrlhf-medical doctor
       openrlhf-medical doctor --json
+      openrlhf-medical doctor --judge-url http://127.0.0.1:8000
     """
     import json
 
     from openrlhf_medical import doctor as checks
 
-    findings = checks.diagnose()
+    findings = checks.diagnose(judge_url or [])
     typer.echo(json.dumps(checks.as_dict(findings), indent=2) if as_json else checks.render(findings))
     raise typer.Exit(checks.exit_code(findings))
 
