@@ -19,7 +19,7 @@ from openrlhf_medical.judge.discretion import Discreet, shown
 from openrlhf_medical.judge.findings import BlindPair, Finding, failed, row_of
 from openrlhf_medical.judge.limits import Limits
 from openrlhf_medical.judge.metrics import ServerMetrics
-from openrlhf_medical.judge.schema import JudgeQuery, LabelRow
+from openrlhf_medical.judge.schema import EXPIRED, STOPPED, JudgeQuery, LabelRow
 
 logger = logging.getLogger(__name__)
 
@@ -122,12 +122,12 @@ class Judging:
 
     def _answered(self, job: Job) -> list[LabelRow]:
         if self._stopping:
-            missing = failed("the judge was stopped before this was judged", "stopped")
+            missing = failed("the judge was stopped before this was judged", STOPPED)
         else:
-            missing = failed(f"not judged within {job.deadline - job.since:.3g} s", "expired")
+            missing = failed(f"not judged within {job.deadline - job.since:.3g} s", EXPIRED)
         rows = [row or row_of(query, missing) for query, row in zip(job.queries, list(job.rows), strict=True)]
-        if missing.kind == "expired":
-            self._metrics.expired.inc(sum(row.kind == "expired" for row in rows))
+        if missing.kind == EXPIRED:
+            self._metrics.expired.inc(sum(row.kind == EXPIRED for row in rows))
         self._metrics.labelled(row.status for row in rows)
         return rows
 

@@ -23,6 +23,10 @@ MAX_ANSWER_BYTES = 32 * 2**20
 TIMEOUT_HEADER = "X-Request-Timeout-S"
 """With it a client says how many seconds it will wait; the server then waits no longer than that."""
 
+EXPIRED, STOPPED = "expired", "stopped"
+"""Kinds of rows with status ``error`` that no backend has seen: the time was over, or the server was ended. To ask
+again may bring a label."""
+
 Text = Annotated[StrictStr, Field(max_length=MAX_TEXT_CHARS)]
 # A prompt with a note in it and a reply; or two notes as JSON, escapes and all.
 _RewardText = Annotated[StrictStr, Field(max_length=4 * MAX_TEXT_CHARS)]

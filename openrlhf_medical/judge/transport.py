@@ -19,7 +19,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import DecodeError, HTTPError, ProtocolError
 
 from openrlhf_medical.game.players import Label, Query
-from openrlhf_medical.judge.schema import MAX_ANSWER_BYTES, TIMEOUT_HEADER, LabelRow, explain
+from openrlhf_medical.judge.schema import EXPIRED, MAX_ANSWER_BYTES, STOPPED, TIMEOUT_HEADER, LabelRow, explain
 
 LONGEST_RETRY_AFTER_S = 30.0
 """A replica that asks to be left alone for longer is tried again after this: a Retry-After is a guess."""
@@ -50,7 +50,8 @@ class Outcome(Enum):
 
 @dataclass(slots=True)
 class Answer:
-    """``labels`` and ``invalid`` (a row, but no label) by the key that was sent; empty unless ANSWERED."""
+    """``labels`` and ``invalid`` by the key that was sent; empty unless ANSWERED. Invalid is a row that is no
+    label, or that tells that no backend has seen the query."""
 
     outcome: Outcome
     reason: str = ""
@@ -197,7 +198,11 @@ def read_rows(content: bytes, queries: Mapping[int, Query]) -> Answer:
     answer = Answer(Outcome.ANSWERED)
     for key, row in zip(keys, rows, strict=True):
         try:
-            answer.labels[key] = _label(LabelRow.model_validate(row), queries[key])
+            read = LabelRow.model_validate(row)
+            if read.status == "error" and read.kind in (EXPIRED, STOPPED):
+                answer.invalid[key] = _short(read.judge_reasoning)
+            else:
+                answer.labels[key] = _label(read, queries[key])
         except ValidationError as error:
             answer.invalid[key] = f"a row that is no label ({_short(explain(error))})"
         except ValueError:  # of _label; ValidationError is one too

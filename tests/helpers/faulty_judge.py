@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from openrlhf_medical.judge.schema import STOPPED
+
 Body = dict[str, Any]
 Row = dict[str, Any]
 Fault = Callable[["FaultyJudge", BaseHTTPRequestHandler, Body], None]
@@ -153,6 +155,8 @@ def shifted_and_cut(rows: list[Row]) -> list[Row]:
     return shifted(rows)[:-1]
 
 
+NOT_JUDGED = {"status": "error", "actual_harm": None, "error_present": None, "kind": STOPPED}
+
 FAULTS: Mapping[str, Fault] = {
     "error 500": status(500),
     "full": status(429, Retry_After="0.05"),
@@ -187,6 +191,7 @@ FAULTS: Mapping[str, Fault] = {
     "no label": rows_changed(lambda rows: [rows[0] | {"status": "ok", "actual_harm": None}, *rows[1:]]),
     "contradiction": rows_changed(lambda rows: [row | {"status": "abstain"} for row in rows]),
     "not a number": rows_changed(lambda rows: [rows[0] | {"confidence": float("nan")}, *rows[1:]]),
+    "stopping": rows_changed(lambda rows: [row | NOT_JUDGED for row in rows]),
     "half a character": rows_changed(lambda rows: [rows[0] | {"hint": "\ud800"}, *rows[1:]]),
 }
 """By name. Each may put wrong labels into rows that no careful client takes."""
