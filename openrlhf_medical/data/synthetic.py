@@ -13,6 +13,8 @@ import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
 from pathlib import Path
 
 from openrlhf_medical.data.conditions import SLOTS, Condition, load_conditions, wrong_values
@@ -27,42 +29,70 @@ COLUMNS = (
     *("Error Sentence ID", "Error Sentence", "Corrected Sentence", "Corrected Text"),
 )
 
+
+def _mixed(pattern: str, *choices: Sequence[str]) -> tuple[str, ...]:
+    """The pattern with every combination of choices in place of its asterisks."""
+    return tuple(reduce(lambda text, word: text.replace("*", word, 1), words, pattern) for words in product(*choices))
+
+
+_WHO = ("The physician", "The resident", "The ward", "The clinic", "The internist", "The consultant")
+
+# So many that a model does better to read a note than to know its sentences by heart.
 TEMPLATES = {
     "presentation": (
         *("{A} comes to the clinic with {x}.", "{A} presents with {x}.", "{A} is evaluated for {x}."),
         *("{A} reports {x}.", "{A} is brought in with {x}.", "{A} has {x}.", "{A} is referred for {x}."),
         *("{A} describes {x}.", "{A} arrives with {x}.", "The complaint of {a} is {x}."),
+        *_mixed("{A} * {x}.", ("complains of", "mentions", "has noticed", "seeks help for", "suffers from", "feels")),
+        *_mixed("{A} * with {x}.", ("was admitted", "returns", "is sent in", "walks in", "calls", "is back")),
+        *_mixed("* of {a} is {x}.", ("The main problem", "The reason for the visit", "The chief concern")),
     ),
     "findings": (
         *("Examination and tests show {x}.", "The work-up shows {x}.", "The chart records {x}."),
         *("There is {x}.", "The clinician finds {x}.", "Tests and examination give {x}.", "What stands out is {x}."),
         *("The assessment documents {x}.", "Noted are {x}.", "Further tests point out {x}."),
+        *_mixed(
+            "* * {x}.",
+            (*_WHO, "The letter", "The nurse", "The bedside review"),
+            ("describes", "mentions", "documents", "lists", "brings up", "observes"),
+        ),
     ),
     "organism": ("{evidence} {x}.",),
     "diagnosis": (
         *("The diagnosis is {x}.", "The findings point to {x}.", "This is a case of {x}."),
         *("All this fits {x}.", "The picture is that of {x}.", "It is judged to be {x}."),
         *("The working diagnosis is {x}.", "The doctor explains that this is {x}.", "This is recorded as {x}."),
+        *_mixed(
+            "* * {x}.",
+            (*_WHO, "The letter"),
+            ("settles on", "writes down", "puts this down to", "calls this", "reads this as"),
+        ),
     ),
     "drug": (
         *("{He} is started on {x}.", "{He} receives {x}.", "Drug treatment is {x}."),
         *("The doctor prescribes {x}.", "The medication is {x}.", "{He} takes {x} from now on."),
         *("The order is for {x}.", "The pharmacy dispenses {x}.", "{He} leaves with {x}."),
+        *_mixed("* * {x}.", (*_WHO, "The nurse"), ("orders", "gives", "starts", "chooses", "hands out", "begins")),
     ),
     "measure": (
         *("Further treatment consists of {x}.", "Treatment includes {x}.", "The team also decides on {x}."),
         *("{He} is also offered {x}.", "Besides, there is {x}.", "Care goes on with {x}.", "Also ordered is {x}."),
         "The doctor adds {x}.",
+        *_mixed("* * {x}.", _WHO, ("recommends", "organizes", "asks for", "sets up", "proposes", "advises")),
     ),
     "next_step": (
         *("The plan is {x}.", "The next step is {x}.", "The plan calls for {x}."),
         *("After that comes {x}.", "Then follows {x}.", "The team schedules {x}.", "Arranged is {x}."),
         "For the time after, there is {x}.",
+        *_mixed("* * {x}.", _WHO, ("wants", "foresees", "books", "intends", "counts on", "insists on")),
     ),
     "filler": (
         *("{He} has no known drug allergies.", "The family history is unremarkable.", "{He} came with a relative."),
         *("{He} works in an office.", "{He} sleeps well.", "{He} lives with a sister.", "{He} came by bus."),
         "{His} appetite is good.",
+        *_mixed("{He} lives with *.", ("two children", "a brother", "a friend", "an aunt", "three cats", "a dog")),
+        *_mixed("{He} came *.", ("by taxi", "on foot", "by train", "with a neighbor", "by bicycle", "alone")),
+        *_mixed("{He} likes *.", ("gardening", "swimming", "chess", "cooking", "painting", "singing")),
     ),
 }
 HELD_OUT_TEMPLATES = {
