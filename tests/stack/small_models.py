@@ -33,7 +33,13 @@ def small_tokenizer(texts: Sequence[str], vocabulary: int = 512) -> PreTrainedTo
 
 
 def taught_model(
-    folder: Path, prompts: Sequence[Prompt], replies: Sequence[str], *, steps: int = 150, seed: int = 0
+    folder: Path,
+    prompts: Sequence[Prompt],
+    replies: Sequence[str],
+    *,
+    steps: int = 150,
+    lr: float = 3e-3,
+    seed: int = 0,
 ) -> str:
     """A two-layer Llama that answers any of ``prompts`` with any of ``replies``, at random. Returns its folder."""
     tokenizer = small_tokenizer([m["content"] for p in prompts for m in p.messages] + [*replies, "Reply: <answer>"])
@@ -44,7 +50,7 @@ def taught_model(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     asked = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     answers = [tokenizer(r, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for r in replies]
     rng = random.Random(seed)

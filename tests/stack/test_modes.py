@@ -217,7 +217,7 @@ def test_a_collapse_is_seen_within_three_steps_and_rolled_back(data, runs, tmp_p
     prompts = [assessor_prompt_of(seed.seed_note, rules) for seed in seeds]
     prompts += [attacker_prompt(seed, rules) for seed in seeds if rules.attacker_generates(seed.category)]
     replies = [" It is wrong. </think> <answer>Harmful</answer>"]
-    model = taught_model(tmp_path_factory.mktemp("model") / "harmful", prompts, replies, steps=60)
+    model = taught_model(tmp_path_factory.mktemp("model") / "harmful", prompts, replies, steps=60, lr=1e-2)
     folder, done = train(data, runs, "collapse", *COMMON, "--actor.model_name_or_path", model, "--roles.policy",
                          "shared", "--run.on_collapse", "rollback", "--run.good_every", "1", "--run.steps", "4",
                          "--actor.adam.lr", "1e-6", "--rollout.batch_size", "24")  # fmt: skip
