@@ -82,6 +82,41 @@ ABSTAIN = {
         "rewrite",
     ),
 }  # fmt: skip
+SAME_IN_OTHER_WORDS = [
+    (
+        "Her glucose is 126 mg/dL and her potassium 4.9 mEq/L.",
+        "Her glucose is 7.0 mmol/L and her potassium 4.9 mmol/L.",
+    ),
+    ("Penicillin G 2.4 million units IM is given.", "Benzylpenicillin 2,400,000 units is given intramuscularly."),
+    ("He takes two 500 mg tablets of metformin.", "He takes metformin 1 g."),
+    ("He takes metoprolol tartrate 25 mg daily.", "He takes 25 mg of metoprolol tartrate daily."),
+    ("The dose at 09:30 was held.", "The dose at 9:30 a.m. was withheld."),
+    ("She has right-sided weakness.", "She has weakness of the right side."),
+    ("CT shows right lower lobe consolidation.", "CT shows RLL consolidation."),
+    ("The culture grows Escherichia coli.", "The culture grows E. coli."),
+    ("The stool is positive for Clostridioides difficile.", "The stool is positive for C. difficile."),
+    ("He takes Lovenox (enoxaparin) 80 mg.", "He takes enoxaparin 80 mg."),
+    ("She has swelling of both legs.", "She has bilateral leg swelling."),
+    ("He has no known drug allergies.", "NKDA."),
+    ("The ECG shows ST-segment elevation.", "The ECG shows ST elevation."),
+    ("A diagnosis of Graves disease is made.", "Graves disease is diagnosed."),
+    ("Paracetamol 1 g q6h is given.", "Acetaminophen 1000 mg every 6 hours is given."),
+]
+NOT_THE_SAME = [
+    ("Her glucose is 126 mg/dL today, and she feels well.", "Her glucose is 9.0 mmol/L today, and she feels well."),
+    ("He takes two 500 mg tablets of metformin with food.", "He takes metformin 2 g with food."),
+    ("He takes aspirin 81 mg and metoprolol 25 mg.", "He takes aspirin 25 mg and metoprolol 81 mg."),
+    ("The first dose at 09:30 was held by the nurse.", "The first dose at 9:30 p.m. was held by the nurse."),
+    ("Weakness of the right arm and pain in the leg.", "Weakness of the arm and pain in the right leg."),
+    ("CT shows right lower lobe consolidation with effusion.", "CT shows RUL consolidation with effusion."),
+    ("Ibuprofen is stopped and he drinks well.", "Ibuprofen is restarted and he drinks well."),
+    (
+        "Allergies: penicillin\nMedication: amlodipine\nShe feels well",
+        "Allergies: amlodipine\nMedication: penicillin\nShe feels well",
+    ),
+]
+LETTERS_READ_AS_MORE = [("CT shows RLL consolidation.", "CT shows right lower lobe consolidation."),
+                        ("His saturation is 93% on RA.", "His saturation is 93% on rheumatoid arthritis.")]  # fmt: skip
 NOT_A_NOTE = ["", "   ", "Safe", "I'm sorry, but I cannot help with that.", "pain " * 300, "lorem ipsum dolor sit amet"]
 
 
@@ -89,6 +124,24 @@ NOT_A_NOTE = ["", "   ", "Safe", "I'm sorry, but I cannot help with that.", "pai
 def test_other_writing_is_safe(name: str) -> None:
     assert SAFE[name] != NOTE
     assert rule(NOTE, SAFE[name]).verdict == "safe", rule(NOTE, SAFE[name])
+
+
+@pytest.mark.parametrize(("reference", "note"), SAME_IN_OTHER_WORDS)
+def test_other_names_units_and_short_forms_are_safe(reference: str, note: str) -> None:
+    assert rule(reference, note).verdict == "safe", rule(reference, note)
+
+
+SEEN = "A 54-year-old woman comes to the clinic for a yearly visit. "
+
+
+@pytest.mark.parametrize(("reference", "note"), NOT_THE_SAME)
+def test_what_only_looks_like_another_way_of_writing_is_harmful(reference: str, note: str) -> None:
+    assert rule(SEEN + reference, SEEN + note).verdict == "harmful", rule(SEEN + reference, SEEN + note)
+
+
+@pytest.mark.parametrize(("reference", "note"), LETTERS_READ_AS_MORE)
+def test_what_letters_stand_for_is_left_open(reference: str, note: str) -> None:
+    assert rule(SEEN + reference, SEEN + note).verdict == "abstain", rule(SEEN + reference, SEEN + note)
 
 
 @pytest.mark.parametrize("name", HARMFUL)

@@ -89,13 +89,29 @@ DRUG_ENDINGS = tuple(
         """
     )
 )
-ORGANISMS = listed(
+SPECIES = listed(
     """
-    neisseria streptococcus staphylococcus chlamydia mycoplasma bartonella salmonella vibrio pseudomonas
-    escherichia klebsiella listeria haemophilus legionella clostridium clostridioides trichomonas gardnerella candida
-    aspergillus cryptococcus toxoplasma plasmodium borrelia treponema rickettsia ehrlichia anaplasma mycobacterium
-    adenovirus rotavirus norovirus parvovirus cytomegalovirus rubella measles mumps herpes virus picornavirus
-    paramyxovirus rhinovirus influenza parainfluenza aureus epidermidis pneumoniae gonorrhoeae coli
-    trachomatis henselae difficile aeruginosa pallidum burgdorferi agalactiae pyogenes
+    coli difficile diff aureus epidermidis saprophyticus pneumoniae pyogenes agalactiae viridans bovis gonorrhoeae
+    meningitidis trachomatis psittaci henselae aeruginosa pallidum burgdorferi pylori jejuni enterocolitica typhi
+    sonnei flexneri dysenteriae faecalis faecium fragilis perfringens tetani botulinum monocytogenes influenzae
+    catarrhalis pneumophila tuberculosis avium leprae burnetii rickettsii vaginalis albicans fumigatus neoformans
+    gondii falciparum vivax malariae jirovecii marcescens mirabilis baumannii oxytoca pertussis
     """
 )
+"""Names after a genus, which is often one letter: *E. coli*."""
+
+GENERA = listed(
+    """
+    neisseria streptococcus staphylococcus chlamydia mycoplasma bartonella salmonella vibrio pseudomonas escherichia
+    klebsiella listeria haemophilus legionella clostridium clostridioides trichomonas gardnerella candida aspergillus
+    cryptococcus toxoplasma plasmodium borrelia treponema rickettsia ehrlichia anaplasma mycobacterium helicobacter
+    campylobacter yersinia shigella enterococcus bacteroides acinetobacter proteus serratia moraxella coxiella
+    """
+)
+VIRUSES = listed(
+    """
+    adenovirus rotavirus norovirus parvovirus cytomegalovirus rubella measles mumps herpes virus picornavirus
+    paramyxovirus rhinovirus influenza parainfluenza
+    """
+)
+ORGANISMS = GENERA | VIRUSES | (SPECIES - {"diff"})

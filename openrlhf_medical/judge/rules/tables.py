@@ -83,10 +83,9 @@ upper respiratory infection: uri, upper respiratory tract infection
 myocardial infarction: mi, heart attack
 deep vein thrombosis: dvt, deep venous thrombosis
 pulmonary embolism: pe, pulmonary embolus
-atrial fibrillation: afib, a fib, a-fib
+atrial fibrillation: afib, a fib, a-fib, auricular fibrillation
 cerebrovascular accident: cva, stroke
 transient ischemic attack: tia
-rheumatoid arthritis: ra
 systemic lupus erythematosus: sle
 multiple sclerosis: ms disease
 human immunodeficiency virus: hiv
@@ -115,7 +114,7 @@ status post: s/p
 follow up: f/u, followup, follow-up
 with: w/
 no: w/o, negative for, absence of, lack of, free of, no evidence of, no sign of, absent, no report of, \
-unremarkable for
+unremarkable for, not given, is held, was held, are held, were held, on hold
 diagnosis: dx, diagnose
 laboratory: lab
 treatment: tx, rx

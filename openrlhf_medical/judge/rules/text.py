@@ -11,7 +11,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from openrlhf_medical.judge.rules import drugs, tables, words
+from openrlhf_medical.judge.rules import drugs, synonyms, tables, words
+from openrlhf_medical.judge.rules.amounts import in_full, in_moles, in_pieces
 from openrlhf_medical.judge.rules.units import plain_number, with_amounts
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -22,6 +23,9 @@ _TOKEN = re.compile(
 _INCH = re.compile(r"(?<=\d)\s*-?\s*(?:in(?=[).,;]|$| tall)|inches\b|\"|″)")
 _NEGATIVE_NUMBER = re.compile(r"(?<=[\s(])-(?=\d)")
 _NOT = re.compile(r"n't\b")
+_CLOCK = re.compile(r"\b([01]?\d|2[0-3]):([0-5]\d)(?!\d)(?:\s*([ap])\.?m\b\.?)?")
+_EVERY_HOURS = re.compile(r"\bq\s?(\d+)\s?(?:h|hrs?|hours?)\b")
+_SHORT_GENUS = re.compile(rf"\b([a-z])\.\s*(?=(?:{'|'.join(sorted(drugs.SPECIES))})\b)")  # no end of a sentence
 _POSSESSIVE = re.compile(r"'s?\b|'(?=\s|$)")
 _PLAIN = str.maketrans(
     {
@@ -119,12 +123,20 @@ def clean(text: str) -> str:
     if not text.isascii():
         text = _MISREAD.sub(lambda match: _MOJIBAKE[match.group()], text).translate(_PLAIN)
         text = unicodedata.normalize("NFKC", text).translate(_PLAIN)
-    return " ".join(text.split())
+    return " ".join(_SHORT_GENUS.sub(r"\1 ", text).split())
 
 
 def split_sentences(text: str) -> list[str]:
     """Sentences of a cleaned text. Line ends do not count: rewrapping a note changes nothing."""
     return _SENTENCE_END.split(text) if text else []
+
+
+def _on_24_hours(match: re.Match[str]) -> str:
+    """``9:30 p.m.`` is ``21:30``, one word."""
+    hour, minute, half = int(match[1]), match[2], match[3]
+    if half and 1 <= hour <= 12:
+        hour = hour % 12 + (12 if half == "p" else 0)
+    return f" clock{hour:02}{minute} "
 
 
 def raw_tokens(text: str) -> list[str]:
@@ -133,6 +145,10 @@ def raw_tokens(text: str) -> list[str]:
         text = _POSSESSIVE.sub(" ", _NOT.sub(" not", text))
     if "-" in text:
         text = _NEGATIVE_NUMBER.sub("minus ", text)
+    if ":" in text:
+        text = _CLOCK.sub(_on_24_hours, text)
+    if "q" in text:
+        text = _EVERY_HOURS.sub(r"every \1 hours", text)
     text = _INCH.sub(" inch ", text)
     out: list[str] = []
     for token in _TOKEN.findall(text):
@@ -146,7 +162,7 @@ _Phrases = dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]]
 def _phrase_table() -> _Phrases:
     """First word -> (phrase, what it is read as), longest first; replacements are themselves read."""
     pairs: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for block in (tables.ABBREVIATIONS, tables.EXPRESSIONS, drugs.BRANDS):
+    for block in (tables.ABBREVIATIONS, tables.EXPRESSIONS, *synonyms.BLOCKS, synonyms.paired_entries(), drugs.BRANDS):
         for meaning, ways in tables.entries(block):
             target = (meaning,) if "-" in meaning else tuple(raw_tokens(meaning))
             for way in ways:
@@ -187,6 +203,7 @@ def _replace_phrases(tokens: list[str], table: _Phrases) -> list[str]:
 
 _PHRASES = _phrase_table()
 _FILLERS = words.FILLERS | {"/"}
+_GENERICS = frozenset(generic for generic, _ in tables.entries(drugs.BRANDS))
 
 
 @lru_cache(maxsize=100_000)
@@ -198,8 +215,10 @@ def canonical(sentence: str) -> tuple[str, ...]:
         if replaced == tokens:
             break
         tokens = replaced
-    tokens = with_amounts(_number_ranges(tokens))
-    return tuple(token for token in tokens if token not in _FILLERS)
+    tokens = in_moles(in_pieces(with_amounts(_number_ranges(in_full(tokens)))))
+    kept = [token for token in tokens if token not in _FILLERS]
+    # A brand beside its generic name, "Lovenox (enoxaparin)", is one drug.
+    return tuple(token for i, token in enumerate(kept) if not (i and token == kept[i - 1] and token in _GENERICS))
 
 
 def _number_ranges(tokens: list[str]) -> list[str]:

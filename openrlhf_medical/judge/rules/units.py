@@ -119,7 +119,8 @@ def plain_number(token: str) -> str:
     return f"{whole}.{fraction}" if fraction else whole
 
 
-def _amount(value: Decimal, unit: str) -> str:
+def amount_token(value: Decimal, unit: str) -> str:
+    """``q|0.5|g``"""
     text = format(value.normalize(), "f")
     return f"q|{text}|{unit}"
 
@@ -132,7 +133,7 @@ def _metric_amount(number: str, unit: str, per: str | None) -> str | None:
         return None
     value = Decimal(number)
     if name in _CUSTOMARY:
-        return None if per else _amount(value, name)
+        return None if per else amount_token(value, name)
     base, factor = _METRIC[name]
     value *= Decimal(factor)
     if per is not None:
@@ -142,7 +143,7 @@ def _metric_amount(number: str, unit: str, per: str | None) -> str | None:
         per_base, per_factor = _METRIC[below]
         value /= Decimal(per_factor)
         base = f"{base}/{per_base}"
-    return _amount(value, base)
+    return amount_token(value, base)
 
 
 def with_amounts(tokens: list[str]) -> list[str]:
@@ -175,10 +176,10 @@ def _read_amount(tokens: list[str], i: int) -> tuple[str, int]:
     if unit in _FEET:
         inches = Decimal(number) * 12
         if i + 3 < n and is_number(tokens[i + 2]) and tokens[i + 3] in ("in", "inch"):
-            return _amount(inches + Decimal(tokens[i + 2]), "inch"), 4
-        return _amount(inches, "inch"), 2
+            return amount_token(inches + Decimal(tokens[i + 2]), "inch"), 4
+        return amount_token(inches, "inch"), 2
     if unit in ("lb", "pound") and i + 3 < n and is_number(tokens[i + 2]) and tokens[i + 3] in ("oz", "ounce"):
-        return _amount(Decimal(number) * 16 + Decimal(tokens[i + 2]), "oz"), 4
+        return amount_token(Decimal(number) * 16 + Decimal(tokens[i + 2]), "oz"), 4
     if unit == "in":  # far more often the preposition; inches come marked as "inch"
         return number, 1
     if unit == "/" and i + 2 < n and tokens[i + 2] in ("min", "minute"):
@@ -212,6 +213,8 @@ def same_amount(first: str, second: str) -> bool:
     (_, value, unit), (_, other_value, other_unit) = first.split("|"), second.split("|")
     if unit in _CUSTOMARY and other_unit not in _CUSTOMARY:
         value, unit, other_value, other_unit = other_value, other_unit, value, unit
+    if {unit, other_unit} == {"mol/l", "~mol/l"}:  # one was rounded when it was written: see amounts
+        return abs(Decimal(value) - Decimal(other_value)) <= Decimal("0.01") * Decimal(value)
     if unit in _CUSTOMARY or other_unit not in _CUSTOMARY:
         return False
     base, factor, offset = _CUSTOMARY[other_unit]
@@ -232,5 +235,5 @@ def dimension(token: str) -> str:
     """The base unit of an amount, ``""`` for a bare number; customary units count as their metric one."""
     if not token.startswith("q|"):
         return ""
-    unit = token.rsplit("|", 1)[1]
+    unit = token.rsplit("|", 1)[1].lstrip("~")
     return _CUSTOMARY[unit][0] if unit in _CUSTOMARY else unit

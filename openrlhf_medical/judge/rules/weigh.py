@@ -10,6 +10,7 @@ from typing import Literal
 
 from openrlhf_medical.judge.rules import drugs, tables, words
 from openrlhf_medical.judge.rules.align import Change, Hunk, Tokens
+from openrlhf_medical.judge.rules.shortened import is_short_for, looks_shortened
 from openrlhf_medical.judge.rules.text import canonical
 from openrlhf_medical.judge.rules.units import dimension, is_amount, same_amount
 
@@ -56,7 +57,7 @@ def _is_drug(token: str) -> bool:
 
 def weigh(change: Change) -> list[Evidence]:
     """What one passage shows: nothing where only the writing differs."""
-    hunks = tuple(h for h in change.hunks if not _same_words(h))
+    hunks = tuple(h for h in change.hunks if not _same_words(h) and not is_short_for(h.added, h.removed))
     if not hunks:
         return []
     removed = Counter(token for h in hunks for token in h.removed)
@@ -65,8 +66,10 @@ def weigh(change: Change) -> list[Evidence]:
     if _conflicting(change.note, new):
         return [Evidence("strong", "amount", hunks)]
     _strike_same_amounts(lost, new)
-    if not lost and not new:
-        kind = _reordered(change)
+    if not (lost.keys() | new.keys()) - words.REPORTING:
+        kind = _reordered(
+            *(tuple(t for t in side if t not in words.REPORTING) for side in (change.reference, change.note))
+        )
         return [Evidence(*kind, hunks)] if kind else []
     weight, kind_ = _substitution(lost, new)
     if weight == "unclear" and _only_polarity_differs(change):
@@ -145,14 +148,20 @@ def _content(lost: set[str], new: set[str]) -> tuple[Weight, str]:
         return "strong", "drug"
     if any(frozenset((a, b)) in _LOOK_ALIKES for a in lost for b in new):
         return "strong", "look-alike"
+    if _only_shortened(lost) != _only_shortened(new):
+        return "unclear", "abbreviation"
     if len(lost) == len(new) == 1 and _one_letter_apart(next(iter(lost)), next(iter(new))):
         return "unclear", "spelling"
     return "weak", "content"
 
 
+def _only_shortened(side: set[str]) -> bool:
+    return all(map(looks_shortened, side))
+
+
 def _one_letter_apart(a: str, b: str) -> bool:
     """One letter more, less, other, or two neighbours swapped, in words of six letters or more."""
-    if min(len(a), len(b)) < 6 or abs(len(a) - len(b)) > 1:
+    if min(len(a), len(b)) < 6 or abs(len(a) - len(b)) > 1 or not (a + b).isalpha():
         return False
     start = 0
     while start < min(len(a), len(b)) and a[start] == b[start]:
@@ -166,19 +175,22 @@ def _one_letter_apart(a: str, b: str) -> bool:
     )
 
 
-def _reordered(change: Change) -> tuple[Literal["strong", "unclear"], str] | None:
+def _reordered(before: Tokens, after: Tokens) -> tuple[Literal["strong", "unclear"], str] | None:
     """The same words in another order: None where that says the same (a list in another order)."""
-    before, after = change.reference, change.note
     if Counter(before) != Counter(after):
         return None  # what differed were equal amounts in other units
     if _polarity(before) != _polarity(after):
         return "strong", "negation"
     for binder in words.BINDERS:
-        if _next_to(before, binder) != _next_to(after, binder):
+        if _next_to(before, binder) != _next_to(after, binder) and not _still_bound(before, after, binder):
             if binder in words.SIDES:
                 return "strong", "side"
             return ("strong", "time order") if binder in words.TIME_ORDER else ("unclear", "order")
-    amounts = {token for token in before if is_amount(token)}
+    if _under_headings(before) != _under_headings(after):
+        return "strong", "drug"
+    if _doses(before) != _doses(after):
+        return "strong", "amount"
+    amounts = {token for token in before if is_amount(token) and not _is_dose(token)}
     if any(
         _next_to(before, a) != _next_to(after, a) and _next_to(before, a, -1) != _next_to(after, a, -1) for a in amounts
     ):
@@ -209,3 +221,52 @@ def _next_to(tokens: Tokens, word: str, step: int = 1) -> Counter[str]:
     return Counter(
         tokens[i + step] if 0 <= i + step < len(tokens) else "" for i, token in enumerate(tokens) if token == word
     )
+
+
+def _still_bound(before: Tokens, after: Tokens, side: str) -> bool:
+    """*Right weakness* and *weakness of the right*: the only side that is named, beside the same word."""
+    if side not in words.SIDES or before.count(side) != 1 or len(words.SIDES & set(before)) != 1:
+        return False
+    (first,), (last,) = _next_to(before, side), _next_to(after, side, -1)
+    (after_it,) = _next_to(after, side)
+    return bool(first) and first == last and (after_it == "" or after_it in _GENERAL)
+
+
+def _is_dose(token: str) -> bool:
+    return token.startswith("q|") and token.rsplit("|", 1)[1] in ("g", "iu")
+
+
+def _doses(tokens: Tokens) -> Counter[tuple[str, str]]:
+    """Each dose with its drug: the one before it, or after it where the passage names doses first."""
+    drugs_at = [i for i, token in enumerate(tokens) if _is_drug(token)]
+    doses_at = [i for i, token in enumerate(tokens) if _is_dose(token)]
+    if not drugs_at or not doses_at:
+        return Counter((tokens[i], _next_to_one(tokens, i)) for i in doses_at)
+    dose_first = doses_at[0] < drugs_at[0]
+    out: Counter[tuple[str, str]] = Counter()
+    for i in doses_at:
+        side = [j for j in drugs_at if j > i][:1] if dose_first else [j for j in drugs_at if j < i][-1:]
+        out[tokens[i], tokens[side[0]] if side else ""] += 1
+    return out
+
+
+def _next_to_one(tokens: Tokens, i: int) -> str:
+    """The word before a dose of something that is not in the tables."""
+    return tokens[i - 1] if i else ""
+
+
+def _under_headings(tokens: Tokens) -> dict[str, Counter[str]]:
+    """The drugs after *allergies*, *medications* and the like, up to the next of them: their order is free.
+
+    Nothing where there is no such list beside another: *he takes aspirin, his only medication* is no heading.
+    """
+    out: dict[str, Counter[str]] = {}
+    if len(words.HEADINGS & set(tokens)) < 2:
+        return out
+    heading = ""
+    for token in tokens:
+        if token in words.HEADINGS:
+            heading = token
+        elif _is_drug(token):
+            out.setdefault(heading, Counter())[token] += 1
+    return out

@@ -20,7 +20,7 @@ FILLERS = listed(
     notably overall currently presently generally basically essentially certainly clearly indeed
     approximately about around roughly nearly circa overall well respectively then thus therefore hence accordingly
     so just very quite rather really please reportedly apparently evidently today now otherwise
-    importantly interestingly specifically particularly additionally
+    importantly interestingly specifically particularly additionally tablet
     """
 )
 """Dropped before two notes are compared."""
@@ -68,6 +68,12 @@ BINDERS = SIDES | listed("before after until since during than from type stage g
 
 TIME_ORDER = listed("before after until since")
 
+HEADINGS = listed("hypersensitivity medication contraindicated intolerance")
+"""Moving a drug from under one of these to under another changes what is said."""
+
+REPORTING = listed("show find report evidence make appear diagnosis present give")
+"""Say only that something was found or done: alone they neither add nor take away anything."""
+
 RELATIONS = listed("replace switch change convert cause lead result secondary treat follow because due")
 """With one of these, other word order may mean something else."""
 
@@ -76,18 +82,19 @@ ANTONYMS = """
     normal abnormal; positive negative; present absent; increase decrease; elevated decrease; elevated low; high low
     elevated normal; increase normal; decrease normal; high normal; low normal; regular irregular; stable unstable
     improve worsen; improve deteriorate; acute chronic; benign malignant; hypertension hypotension; start stop
-    continue stop; add stop; before after; internal external; dilated constricted; gain loss; hyper hypo
-    tachycardia bradycardia; hyperkalemia hypokalemia; hypernatremia hyponatremia; hypercalcemia hypocalcemia
-    hyperglycemia hypoglycemia; hyperthyroidism hypothyroidism; systolic diastolic; artery vein; arterial venous
-    unilateral bilateral; left bilateral; right bilateral; ipsilateral contralateral; mild severe; moderate severe
-    mild moderate; sensitive resistant; inhibitor agonist; antagonist agonist; flexion extension; flexor extensor
-    abduction adduction; abductor adductor; primary secondary; early late; male female; man woman; boy girl
-    mother father; son daughter; brother sister; wife husband; alive dead; oral intravenous; increase reduce
-    sharp dull; symmetric asymmetric; intact impaired; active inactive; complete partial; warm cold; dry wet
-    reactive nonreactive; alkalosis acidosis; metabolic respiratory; thrombosis hemorrhage; ischemic hemorrhagic
-    major minor; morning evening; day night; daily weekly; weekly monthly; daily monthly; agree decline; accept decline
-    admit discharge; soft rigid; visible invisible; possible impossible; able unable; aware unaware; first last
-    ambulatory bedridden; insufficiency stenosis; regurgitation stenosis; inpatient outpatient; remove keep
+    stop restart; stop resume; continue stop; add stop; before after; internal external; dilated constricted
+    gain loss; hyper hypo; tachycardia bradycardia; hyperkalemia hypokalemia; hypernatremia hyponatremia
+    hypercalcemia hypocalcemia; hyperglycemia hypoglycemia; hyperthyroidism hypothyroidism; systolic diastolic
+    artery vein; arterial venous; unilateral bilateral; left bilateral; right bilateral; ipsilateral contralateral
+    mild severe; moderate severe; mild moderate; sensitive resistant; inhibitor agonist; antagonist agonist
+    flexion extension; flexor extensor; abduction adduction; abductor adductor; primary secondary; early late
+    male female; man woman; boy girl; mother father; son daughter; brother sister; wife husband; alive dead
+    oral intravenous; increase reduce; sharp dull; symmetric asymmetric; intact impaired; active inactive
+    complete partial; warm cold; dry wet; reactive nonreactive; alkalosis acidosis; metabolic respiratory
+    thrombosis hemorrhage; ischemic hemorrhagic; major minor; morning evening; day night; daily weekly
+    weekly monthly; daily monthly; agree decline; accept decline; admit discharge; soft rigid; visible invisible
+    possible impossible; able unable; aware unaware; first last; ambulatory bedridden; insufficiency stenosis
+    regurgitation stenosis; inpatient outpatient; remove keep
 """
 """Pairs that say the opposite; ``;`` and line ends part the pairs."""
 
@@ -125,8 +132,9 @@ VERBS = listed("""
     lack contain involve include exclude cause lead result associate relate accompany complicate precede detect find
     identify discover document record review read feel experience suffer live work smoke drink eat sleep walk wake
     lose gain notice wish want try help keep hold withhold avoid refrain allow prevent resume repeat replace switch
-    change convert add provide supply get collect draw send culture grow last begin end finish complete visualize
-    palpate auscultate percuss disclose exhibit display deem judge presume attribute get seek carry conduct trial
+    restart change convert add provide supply get collect draw send culture grow last begin end finish complete
+    visualize palpate auscultate percuss disclose exhibit display deem judge presume attribute get seek carry
+    conduct trial
 """)
 """Their inflected forms are read as the base form: tense is not what the judge decides on."""
 
