@@ -37,7 +37,8 @@ def _mixed(pattern: str, *choices: Sequence[str]) -> tuple[str, ...]:
 
 _WHO = ("The physician", "The resident", "The ward", "The clinic", "The internist", "The consultant")
 
-# So many that a model does better to read a note than to know its sentences by heart.
+# So many that a model does better to read a note than to know its sentences by heart. Fillers are about nothing
+# medical, and come anywhere: what the next sentence is about cannot be guessed.
 TEMPLATES = {
     "presentation": (
         *("{A} comes to the clinic with {x}.", "{A} presents with {x}.", "{A} is evaluated for {x}."),
@@ -87,12 +88,48 @@ TEMPLATES = {
         *_mixed("* * {x}.", _WHO, ("wants", "foresees", "books", "intends", "counts on", "insists on")),
     ),
     "filler": (
-        *("{He} has no known drug allergies.", "The family history is unremarkable.", "{He} came with a relative."),
-        *("{He} works in an office.", "{He} sleeps well.", "{He} lives with a sister.", "{He} came by bus."),
-        "{His} appetite is good.",
-        *_mixed("{He} lives with *.", ("two children", "a brother", "a friend", "an aunt", "three cats", "a dog")),
-        *_mixed("{He} came *.", ("by taxi", "on foot", "by train", "with a neighbor", "by bicycle", "alone")),
-        *_mixed("{He} likes *.", ("gardening", "swimming", "chess", "cooking", "painting", "singing")),
+        *("{He} has no known drug allergies.", "The family history is unremarkable.", "{His} appetite is good."),
+        *_mixed(
+            "* *.",
+            (
+                *("At home {he}", "On weekdays {he}", "During the visit {he}", "Before lunch {he}", "Last spring {he}"),
+                *("For some years {he}", "In the evenings {he}", "Since moving house {he}", "After work {he}"),
+                *(
+                    "On the phone {he}",
+                    "By habit {he}",
+                    "With friends {he}",
+                    "Over the holidays {he}",
+                    "As before {he}",
+                ),
+                *(
+                    "On most days {he}",
+                    "Every Sunday {he}",
+                    "Once a month {he}",
+                    "While waiting {he}",
+                    "Years ago {he}",
+                ),
+                *("From time to time {he}", "Without hurry {he}", "A neighbor says that {he}", "{He} tells that {he}"),
+            ),
+            (
+                *("listened to the radio", "walked the dog", "went to the market", "watered the tomatoes"),
+                *("played cards", "wrote long letters", "baked bread", "mended shoes", "painted the fence"),
+                *("watched birds", "collected stamps", "sang in a choir", "built model ships", "went fishing"),
+                *("rode an old bicycle", "helped a neighbor", "kept bees", "studied maps", "knitted scarves"),
+                *("carried a blue umbrella", "wore a green coat", "ordered tea", "talked about football"),
+                *("hummed a tune", "fed the pigeons", "learned Italian", "polished the kettle", "lost a glove"),
+            ),
+        ),
+        *_mixed(
+            "* *.",
+            (
+                *("A neighbor", "The landlord", "An old friend", "The choir", "The gardener", "Someone from work"),
+                *("The mail carrier", "A cousin", "The bus driver", "The librarian", "The other tenant", "Some uncle"),
+            ),
+            (
+                *("brought soup", "waited outside", "sent a card", "called twice", "left a note", "told a joke"),
+                *("asked about the weather", "knows the family", "found the keys", "fed the cat", "parked the car"),
+            ),
+        ),
     ),
 }
 HELD_OUT_TEMPLATES = {
@@ -103,11 +140,15 @@ HELD_OUT_TEMPLATES = {
     "drug": ("The prescription is {x}.", "{He} is given {x}."),
     "measure": ("Alongside, the team arranges {x}.", "Management includes {x}."),
     "next_step": ("To follow: {x}.", "What comes next is {x}."),
-    "filler": ("No drug allergies are known.", "{His} relatives are healthy."),
+    "filler": (
+        *("No drug allergies are known.", "{His} relatives are healthy."),
+        *_mixed("* {he} *.", ("Mostly", "In winter", "At the sea"), ("reads novels", "sleeps late", "repairs clocks")),
+    ),
 }
 """For ``unseen_renderings``: none of them occurs in ``train``."""
 
 OPTIONAL = ("drug", "measure", "next_step")
+MOST_FILLERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +221,8 @@ def _vignette(
     templates = HELD_OUT_TEMPLATES if fresh else TEMPLATES
     words, other_words = _two_choices(templates, rng)
     phrases, other_phrases = _two_choices(known, rng)
-    flawed = _sentences(condition, patient, mentioned, phrases, words, rng)
-    twin = _sentences(condition, patient, mentioned, other_phrases, other_words, rng)
+    flawed = _sentences(condition, patient, mentioned, phrases, words, templates["filler"], rng)
+    twin = _sentences(condition, patient, mentioned, other_phrases, other_words, templates["filler"], rng)
     right = [text for _, text in flawed]
     where = next(i for i, (kind, _) in enumerate(flawed) if kind == slot)
     bad = right[where].replace(condition.values[slot], wrong)
@@ -224,7 +265,7 @@ def _patient(condition: Condition, rng: random.Random) -> dict[str, str]:
     noun = ("boy" if male else "girl") if age < 18 else ("man" if male else "woman")
     article = "an" if age in (8, 11, 18) or 80 <= age <= 89 else "a"
     person = f"{article} {age}-year-old {noun}"
-    pronouns = {"He": "He", "His": "His"} if male else {"He": "She", "His": "Her"}
+    pronouns = {"He": "He", "he": "he", "His": "His"} if male else {"He": "She", "he": "she", "His": "Her"}
     return {"a": person, "A": person[0].upper() + person[1:], **pronouns}
 
 
@@ -234,16 +275,18 @@ def _sentences(
     mentioned: set[str],
     phrases: dict[str, str],
     wording: dict[str, str],
+    fillers: Sequence[str],
     rng: random.Random,
 ) -> list[tuple[str, str]]:
     """(kind, sentence) in the order of a note. ``wording`` has a template for each kind of sentence,
-    ``phrases`` what presentation and findings say."""
-    values = {"filler": "", **phrases, **condition.values}
+    ``phrases`` what presentation and findings say, ``fillers`` what may come in between."""
+    values = {**phrases, **condition.values}
     kinds = ["presentation", "findings", "organism", "diagnosis", *(s for s in OPTIONAL if s in mentioned)]
     kinds = [kind for kind in kinds if kind in values]
-    if rng.random() < 0.5:
-        kinds.insert(1, "filler")
-    return [(kind, wording[kind].format(x=values[kind], evidence=condition.evidence, **patient)) for kind in kinds]
+    said = [(kind, wording[kind].format(x=values[kind], evidence=condition.evidence, **patient)) for kind in kinds]
+    for filler in rng.sample(fillers, rng.randint(0, MOST_FILLERS)):
+        said.insert(rng.randint(1, len(said)), ("filler", filler.format(**patient)))
+    return said
 
 
 def write_csv(rows: Iterable[SyntheticRow], path: Path) -> None:
