@@ -1,7 +1,8 @@
 """What every POST has to pass before its queries are looked at: the token, the time it has, room in the queue, a
 body of sane size that fits its model.
 
-The cheap checks come first: a request that is refused for want of room costs no reading and no parsing.
+The cheap checks come first; room in the queue is asked for at the door (``middleware``): a request that is
+refused for want of it costs no routing, no reading and no parsing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers
 
+from openrlhf_medical.judge.admission import Stopping
 from openrlhf_medical.judge.judging import Judging
 from openrlhf_medical.judge.limits import BodyMemory, Limits, too_intricate
 from openrlhf_medical.judge.schema import TIMEOUT_HEADER, explain
@@ -49,10 +52,9 @@ class Gate:
             Busy, Stopping, NoMemory: no room now.
             ClientDisconnect: in the middle of the body.
         """
-        self._check_token(request)
+        self._check_token(request.headers)
         self.check_available()
-        deadline = time.monotonic() + self._timeout_s(request)
-        self._judging.queue.check_room(deadline)
+        deadline = time.monotonic() + self._timeout_s(request.headers)
         body, held = bytearray(), 0
         try:
             try:
@@ -73,13 +75,23 @@ class Gate:
         if reason := self._judging.unavailable():
             raise HTTPException(503, reason, headers={"Retry-After": "1"})
 
-    def _check_token(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").encode()
-        if self._expected is not None and not hmac.compare_digest(given, self._expected):
+    def check_room(self, headers: Headers) -> None:
+        """Raises Busy where a request with these headers has no place in the queue. Says nothing of any other."""
+        if not self._knows(headers) or self._judging.unavailable():
+            return
+        with contextlib.suppress(HTTPException, Stopping):
+            self._judging.queue.check_room(time.monotonic() + self._timeout_s(headers))
+
+    def _knows(self, headers: Headers) -> bool:
+        given = headers.get("authorization", "").encode()
+        return self._expected is None or hmac.compare_digest(given, self._expected)
+
+    def _check_token(self, headers: Headers) -> None:
+        if not self._knows(headers):
             raise HTTPException(401, "a bearer token is needed", headers={"WWW-Authenticate": "Bearer"})
 
-    def _timeout_s(self, request: Request) -> float:
-        given = request.headers.get(TIMEOUT_HEADER)
+    def _timeout_s(self, headers: Headers) -> float:
+        given = headers.get(TIMEOUT_HEADER)
         if given is None:
             return self._limits.request_timeout_s
         try:

@@ -1,13 +1,17 @@
-"""The outermost layer of the app: counts and times every answer, and turns a defect into a plain 500."""
+"""The outermost layer of the app: counts and times every answer, turns a defect into a plain 500, and turns away
+at the door what there is no room for: under overload most requests are, and each costs the others its time."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from openrlhf_medical.judge.admission import Busy
 from openrlhf_medical.judge.discretion import shown
 from openrlhf_medical.judge.metrics import ServerMetrics
 from openrlhf_medical.judge.schema import Problem
@@ -16,11 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class Outermost:
-    """Written for ASGI itself: Starlette's BaseHTTPMiddleware hides from a handler that its client has gone."""
+    """Written for ASGI itself: Starlette's BaseHTTPMiddleware hides from a handler that its client has gone.
 
-    def __init__(self, app: ASGIApp, *, metrics: ServerMetrics, log_text: bool) -> None:
+    Args:
+        check_room: raises Busy where a POST with these headers would be refused for want of room in the queue.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: ServerMetrics, check_room: Callable[[Headers], None], log_text: bool
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._check_room = check_room
         self._log_text = log_text
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,7 +48,12 @@ class Outermost:
             await send(message)
 
         try:
+            if scope["method"] == "POST":
+                self._check_room(Headers(scope=scope))
             await self._app(scope, receive, noted)
+        except Busy as error:
+            self._metrics.refused.labels("queue").inc()
+            await busy(error)(scope, receive, noted)
         except Exception as error:  # uvicorn would log the whole traceback, whose messages may quote a note
             logger.error("a defect at %s: %s", scope["path"], shown(error, whole=self._log_text))
             if code is None:
@@ -45,3 +61,8 @@ class Outermost:
                 await answer(scope, receive, noted)
         finally:
             self._metrics.answered(scope["path"], code or 500, time.perf_counter() - start)
+
+
+def busy(error: Busy) -> JSONResponse:
+    """429: the queue is full."""
+    return JSONResponse(Problem(detail=str(error)).model_dump(), 429, {"Retry-After": str(error.retry_after_s)})

@@ -31,7 +31,7 @@ from openrlhf_medical.judge.judging import ClientGone, Judging
 from openrlhf_medical.judge.limits import Limits, NoMemory
 from openrlhf_medical.judge.listen import bind, check_exposure, make_server, run_until_stopped, watch_parent, write_port
 from openrlhf_medical.judge.metrics import CONTENT_TYPE, ServerMetrics
-from openrlhf_medical.judge.middleware import Outermost
+from openrlhf_medical.judge.middleware import Outermost, busy
 from openrlhf_medical.judge.own_process import OwnProcess
 from openrlhf_medical.judge.schema import (
     EvaluateResponse,
@@ -88,21 +88,22 @@ def create_app(
     )
     app.state.judging = judging
     app.openapi = lambda: openapi.document(app, with_token=token is not None)  # type: ignore[method-assign]
-    app.add_middleware(Outermost, metrics=metrics, log_text=log_text)
+    gate = Gate(judging, token, limits)
+    app.add_middleware(Outermost, metrics=metrics, check_room=gate.check_room, log_text=log_text)
     _add_refusals(app, metrics)
     _add_status(app, judging, metrics, model_name or backend.model_name)
-    _add_posts(app, judging, model_name or backend.model_name, Gate(judging, token, limits))
+    _add_posts(app, judging, model_name or backend.model_name, gate)
     return app
 
 
 def _add_refusals(app: FastAPI, metrics: ServerMetrics) -> None:
-    def refused(code: int, detail: str, retry_after_s: int = 1) -> Response:
-        return JSONResponse(Problem(detail=detail).model_dump(), code, {"Retry-After": str(retry_after_s)})
+    def refused(code: int, detail: str) -> Response:
+        return JSONResponse(Problem(detail=detail).model_dump(), code, {"Retry-After": "1"})
 
     @app.exception_handler(Busy)
-    async def busy(_: Request, error: Busy) -> Response:
+    async def no_room(_: Request, error: Busy) -> Response:  # more queries than there is room for
         metrics.refused.labels("queue").inc()
-        return refused(429, str(error), error.retry_after_s)
+        return busy(error)
 
     @app.exception_handler(NoMemory)
     async def no_memory(_: Request, error: NoMemory) -> Response:
