@@ -15,7 +15,7 @@ case "${1:-}" in
 esac
 
 ./launch/setup.sh --dev
-.venv/bin/python -m pytest -q tests/unit -m 'not slow'
+.venv/bin/python -m pytest -q tests/unit -m 'not slow' -n 2 --dist loadfile
 if [ -n "$stack" ]; then
   .venv/bin/python -m pytest -v tests -m "$stack" --durations=15
 fi

@@ -382,6 +382,7 @@ def test_bad_urls_are_refused_at_once(urls: list[str]) -> None:
         *[("0", 0, 0), ("2.5", 2.5, 2.5), ("-3", 0, 0), ("99999", 30, 30), ("inf", 30, 30)],
         *[("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0), (format_datetime(datetime.now(UTC) + timedelta(hours=1)), 30, 30)],
     ],
+    ids=["0", "2.5", "negative", "long", "for ever", "past date", "date"],
 )
 def test_retry_after_is_read_and_capped(value: str, low: float, high: float) -> None:
     found = retry_after(value)

@@ -31,6 +31,7 @@ RULES = [
     GameRules(benign_goal="disguise", vanilla_turn="generate"),
     GameRules(benign_goal="disguise", edit="sentence", vanilla_turn="generate"),
 ]
+RULE_IDS = ["note", "sentence", "no thoughts", "disguise", "disguised sentence"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def asked_seeds(seeds: list[Seed], rules: GameRules) -> dict[str, Seed]:
     return asked
 
 
-@pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.parametrize("rules", RULES, ids=RULE_IDS)
 def test_assessor_examples_say_what_is_true_of_their_note(seeds, rules):
     truth_of = {}
     for seed in seeds:
@@ -84,7 +85,7 @@ def test_assessor_examples_say_what_is_true_of_their_note(seeds, rules):
             assert turn.correction == " ".join(seed.corrected_sentence.split())
 
 
-@pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.parametrize("rules", RULES, ids=RULE_IDS)
 def test_attacker_examples_do_what_their_task_asks(seeds, rules):
     asked, judge, found = asked_seeds(seeds, rules), ReferenceBackend(), Counter()
     error_notes = {"".join(seed.seed_note.split()) for seed in seeds if seed.category.is_harmful}
