@@ -32,6 +32,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from openrlhf_medical.errors import UserError
+
 WORKER_SETUP_HOOK = "openrlhf_medical.devices.prepare_process"
 """For ``ray.init(runtime_env={"worker_process_setup_hook": …})``: a module path, set once, in the driver."""
 
@@ -64,6 +66,31 @@ def prepare_process() -> None:
         for name, patch in _PATCHES.items():
             if name in sys.modules and name != _RING_ATTENTION:
                 patch(sys.modules[name])
+
+
+def choose(device: str | None) -> None:
+    """Puts what this process computes on ``cpu``, ``cuda`` or ``cuda:N``; None: on what there is.
+
+    Call it before torch is imported.
+
+    Raises:
+        UserError: another word, or a device that is not here.
+    """
+    if device is None:
+        return
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal())) or device.endswith(":"):
+        raise UserError(f"device {device!r} is not known; allowed: cpu, cuda, cuda:N")
+    if (kind == "cuda") != has_gpu():
+        here = "has a GPU, and its vLLM is built for it" if has_gpu() else "has no GPU"
+        raise UserError(f"device {device!r} cannot be used: this machine {here}; leave --device out")
+    if index:
+        # Of those that we may use: a batch system has often made that choice already.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ours = visible.split(",") if visible else None
+        if ours and int(index) >= len(ours):
+            raise UserError(f"device {device!r} is not here: CUDA_VISIBLE_DEVICES leaves {len(ours)} GPUs")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ours[int(index)] if ours else index
 
 
 def engine_arguments() -> dict[str, Any]:
