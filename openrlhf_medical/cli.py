@@ -174,6 +174,9 @@ def train(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     judge_url: Annotated[list[str] | None, typer.Option(help="Judge server to ask, once or more.")] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="Model for serve-judge --backend vllm: whether it can be had.")
+    ] = None,
 ) -> None:
     """Find what would make a run fail here.
 
@@ -186,12 +189,13 @@ def doctor(
       openrlhf-medical doctor
       openrlhf-medical doctor --json
       openrlhf-medical doctor --judge-url http://127.0.0.1:8000
+      openrlhf-medical doctor --judge-model google/medgemma-4b-it
     """
     import json
 
     from openrlhf_medical import doctor as checks
 
-    findings = checks.diagnose(judge_url or [])
+    findings = checks.diagnose(judge_url or [], judge_model)
     typer.echo(json.dumps(checks.as_dict(findings), indent=2) if as_json else checks.render(findings))
     raise typer.Exit(checks.exit_code(findings))
 

@@ -285,10 +285,10 @@ def test_doctor_ends_with_1_exactly_when_something_fails(monkeypatch: pytest.Mon
     from openrlhf_medical import doctor
 
     warn = doctor.Finding("a", doctor.Status.WARN, "b", "c")
-    monkeypatch.setattr(doctor, "diagnose", lambda judge_urls: [warn])
+    monkeypatch.setattr(doctor, "diagnose", lambda judge_urls, model: [warn])
     assert run("doctor").exit_code == 0
     monkeypatch.setattr(
-        doctor, "diagnose", lambda judge_urls: [warn, doctor.Finding("d", doctor.Status.FAIL, "e", "f")]
+        doctor, "diagnose", lambda judge_urls, model: [warn, doctor.Finding("d", doctor.Status.FAIL, "e", "f")]
     )
     result = run("doctor", "--json")
     assert result.exit_code == 1
