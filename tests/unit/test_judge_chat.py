@@ -149,7 +149,7 @@ def test_the_identity_is_all_that_a_finding_depends_on() -> None:
             ("a", Voting(3)),
             ("a", Voting(3, 0.9)),
             ("a", Voting(order_swap=True)),
-        ]  # fmt: skip
+        ]
     ]
     assert len(set(identities)) == 5
     assert ChatBackend(ScriptedChat(always("SAFE"))).identity["prompt"]

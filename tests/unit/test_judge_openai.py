@@ -195,7 +195,7 @@ def test_nobody_there_is_told_at_the_start() -> None:
 
 def test_a_key_that_is_refused_is_told_at_the_start(endpoint: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint.models = refuse(401, f"wrong: {KEY}")
-    with pytest.raises(UserError, match="refuses questions without a key .*OPENAI_API_KEY"):
+    with pytest.raises(UserError, match=r"refuses questions without a key .*OPENAI_API_KEY"):
         backend(endpoint)
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with pytest.raises(UserError, match="refuses the key in JUDGE_KEY") as told:

@@ -66,8 +66,8 @@ def test_the_other_order_swaps_the_texts_and_keeps_their_labels() -> None:
 
 def test_the_wording_belongs_to_its_version() -> None:
     """Cached findings are found by the version: who changes the wording raises it, and puts the new hash here."""
-    prompts = [prompt_of(BlindPair(NOTE, note), note_first=first)
-               for note in (WRONG, "\n".join(reversed(WRONG.splitlines())), "x. " * 50) for first in (False, True)]  # fmt: skip
+    notes = (WRONG, "\n".join(reversed(WRONG.splitlines())), "x. " * 50)
+    prompts = [prompt_of(BlindPair(NOTE, note), note_first=first) for note in notes for first in (False, True)]
     assert (PROMPT_VERSION, hashlib.sha256("".join(prompts).encode()).hexdigest()[:16]) == ("1", "66b594ee2924e92c")
 
 
