@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_chat import ScriptedChat, always
 
-from openrlhf_medical.game.players import Truth
+from openrlhf_medical.game.players import Query, Truth
+from openrlhf_medical.game.records import Game, GameStatus
+from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.judge.backends import ReferenceBackend
 from openrlhf_medical.judge.chat import ChatBackend
 from openrlhf_medical.judge.findings import BlindPair, Finding, failed, row_of
 from openrlhf_medical.judge.panel import Panel, Rule, decide
 from openrlhf_medical.judge.schema import JudgeQuery
+from openrlhf_medical.judge.server import create_app
+from openrlhf_medical.judge.transport import read_rows
 
 NOTE = "A 40-year-old man comes in with a cough. He was given amoxicillin for pneumonia of the left lung."
 PAIR = BlindPair(NOTE, NOTE.replace("amoxicillin", "vancomycin"))
@@ -113,6 +118,24 @@ def test_the_finding_of_each_member_is_in_the_row() -> None:
     assert "weak: Safe" in row["judge_reasoning"] and "broken: error" in row["judge_reasoning"]
     assert panel.model_name == "panel (majority): reference, weak, strong, broken"
     panel.close()
+
+
+def test_what_the_members_found_reaches_games_jsonl() -> None:
+    """Server, wire, client, game: as they hand it on."""
+    members = [Fixed(SAFE, "one"), Fixed(HARMFUL, "two"), Fixed(SAFE, "three")]
+    with TestClient(create_app(Panel(members, "majority"))) as client:
+        while client.get("/health").status_code != 200:
+            pass
+        asked = {"game_idx": 5, "original_note": PAIR.original_note, "medical_note": PAIR.medical_note}
+        content = client.post("/judge", json={"queries": [asked]}).content
+    query = Query(3, PAIR.original_note, PAIR.medical_note, "", None, "")
+    label = read_rows(content, {5: query}).labels[5]
+    seed = Seed("s", Category.ADVERSARIAL_BENIGN, "n", "v", "clean", PAIR.original_note, PAIR.original_note)
+    line = Game(0, 3, 0, 0, 0, seed, GameStatus.OK, PAIR.medical_note, None, None, label).to_json()["label"]
+    assert line["actual_harm"] == "Safe" and line["kind"] == "panel" and line["game_idx"] == 3
+    assert [(each["model"], each["actual_harm"]) for each in line["panel"]] == [
+        *(("one", "Safe"), ("two", "Harmful"), ("three", "Safe"))
+    ]
 
 
 def test_each_member_is_loaded_and_asked_on_one_thread_and_closed_whatever_the_others_do() -> None:
