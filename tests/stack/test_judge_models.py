@@ -213,17 +213,13 @@ def test_an_openai_compatible_endpoint(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(RuntimeError, match=r"refuses questions without a key .*OPENAI_API_KEY"):
             start(tmp_path / "0.log", *words, "--model", "small", backend="openai")
         asked = queries(6) + queries(1, game_idx=900, medical_note=queries(1)[0]["medical_note"] * 20)
-        with start(
-            tmp_path / "1.log", *words, "--model", "small", "--api-key-env", "JUDGE_KEY", backend="openai"
-        ) as judge:
+        with start(tmp_path / "1.log", *words, "--model", "small", *key, backend="openai") as judge:
             rows = judged(judge.url, asked)
         assert (rows[900]["status"], rows[900]["kind"]) == ("abstain", "too_long")
         assert all(row["status"] == "ok" or row["kind"] in ABSTAINED for row in rows.values()), rows
         told = [row["judge_reasoning"] for idx, row in rows.items() if idx < 900]
         assert len(set(told)) > 3  # the model's own words
-        with start(
-            tmp_path / "2.log", *words, "--model", "other", "--api-key-env", "JUDGE_KEY", backend="openai"
-        ) as judge:
+        with start(tmp_path / "2.log", *words, "--model", "other", *key, backend="openai") as judge:
             wrong = judged(judge.url, asked[:2])
             assert {(row["status"], row["kind"]) for row in wrong.values()} == {("error", "backend")}
             assert all("HTTP 404" in row["judge_reasoning"] for row in wrong.values())
