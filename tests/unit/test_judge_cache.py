@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_chat import ScriptedChat, always, by_vote
 
@@ -83,6 +84,8 @@ def test_errors_are_never_kept_and_abstentions_are(tmp_path: Path) -> None:
     again = cache.judge(PAIRS[:2])
     assert hits(again) == [False, True] and backend.asked == [*PAIRS[:2], PAIRS[0]]
     assert again[1].note_valid is False
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM findings").fetchall() == [(1,)]
 
 
 def test_another_judge_or_wording_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +102,7 @@ def test_another_judge_or_wording_finds_nothing(tmp_path: Path, monkeypatch: pyt
     assert [asks(), asks()] == [3, 0]
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.text(alphabet='a",[]\\ ', max_size=4)] * 6))
 def test_keys_are_told_apart_by_all_three_texts(texts: tuple[str, ...]) -> None:
     one, other = texts[:3], texts[3:]
@@ -169,7 +173,11 @@ def test_a_cache_that_fails_later_costs_no_label(tmp_path: Path) -> None:
     assert [finding.actual_harm for finding in cache.judge(PAIRS)] == [Truth.SAFE] * 3
 
 
-@pytest.mark.parametrize("row", ["{", "[]", '{"status": "error"}', '{"status": "ok", "actual_harm": "safe"}', "null"])
+FAILED = {"status": "error", "actual_harm": None, "kind": "backend", "reasoning": "", "note_valid": None,
+          "error_realistic": None, "details": {}}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ["{", "[]", json.dumps(FAILED), json.dumps(FAILED | {"status": "ok"}), "null"])
 def test_a_row_that_it_did_not_write_is_not_believed(tmp_path: Path, row: str) -> None:
     cache = cached(Counting(), tmp_path)
     cache.judge(PAIRS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_chat import Said, ScriptedChat, always, by_vote
 
@@ -111,6 +111,7 @@ def test_votes_must_agree(votes: tuple[str, ...], agreement: float, truth: Truth
 VOTES = st.lists(st.sampled_from([*Verdict, "what"]), min_size=1, max_size=9)
 
 
+@settings(deadline=None)
 @given(VOTES, st.floats(0.5, 1.0, exclude_min=True))
 def test_a_truth_has_more_than_half_of_the_votes(votes: list[str], agreement: float) -> None:
     finding = finding_of([[ChatReply(f"VERDICT: {vote}") for vote in votes]], agreement)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_chat import ScriptedChat, always
 
@@ -86,6 +86,7 @@ def shown(finding: Finding) -> str:
     return finding.status if finding.actual_harm is None else finding.actual_harm.value
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([SAFE, HARMFUL, ABSTAINS, FAILS, GARBAGE]), min_size=2, max_size=7))
 def test_a_truth_is_never_that_of_the_fewer(findings: list[Finding]) -> None:
     rules: tuple[Rule, Rule] = ("majority", "unanimous")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openrlhf_medical.game.players import Truth
@@ -57,11 +57,13 @@ def test_anything_else_is_no_verdict(text: str, kind: str) -> None:
     assert reading.verdict is None and reading.kind == kind and reading.reason
 
 
+@settings(deadline=None)
 @given(REASONING, VERDICTS)
 def test_whatever_is_written_before_it(reasoning: str, verdict: Verdict) -> None:
     assert read_verdict(f"{reasoning}\nVERDICT: {verdict}").verdict is verdict
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_a_verdict_is_only_ever_that_of_the_last_line(text: str) -> None:
     """An independent reading: the last line, without marks around its words, is the two words."""
@@ -72,12 +74,14 @@ def test_a_verdict_is_only_ever_that_of_the_last_line(text: str) -> None:
         assert bare == f"VERDICT:{verdict}"
 
 
+@settings(deadline=None)
 @given(REASONING, REASONING, VERDICTS, VERDICTS)
 def test_two_verdicts_must_be_the_same(before: str, between: str, one: Verdict, two: Verdict) -> None:
     reading = read_verdict(f"{before}\nVERDICT: {one}\n{between}\nVERDICT: {two}")
     assert (reading.verdict, reading.kind) == ((one, "") if one is two else (None, "contradictory"))
 
 
+@settings(deadline=None)
 @given(TEXTS, VERDICTS)
 def test_what_was_cut_or_withheld_is_never_a_verdict(text: str, verdict: Verdict) -> None:
     for finish, kind in (("length", "truncated"), ("content_filter", "filtered")):
