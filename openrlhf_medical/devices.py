@@ -93,9 +93,12 @@ def choose(device: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ours[int(index)] if ours else index
 
 
-def engine_arguments() -> dict[str, Any]:
-    """Arguments of vLLM's engine that depend on the device."""
-    return {} if has_gpu() else {"kv_cache_memory_bytes": KV_CACHE_BYTES_CPU, "enforce_eager": True}
+def engine_arguments(least_kv_cache_bytes: int = 0) -> dict[str, Any]:
+    """Arguments of vLLM's engine that depend on the device. On a GPU vLLM itself sees how much cache there is room
+    for; ``least_kv_cache_bytes`` is what the longest sequence needs."""
+    if has_gpu():
+        return {}
+    return {"kv_cache_memory_bytes": max(KV_CACHE_BYTES_CPU, least_kv_cache_bytes), "enforce_eager": True}
 
 
 def worker_environment() -> dict[str, str]:

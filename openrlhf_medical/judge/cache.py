@@ -45,6 +45,7 @@ class Cached:
     def __init__(self, backend: Backend, folder: Path) -> None:
         self._backend = backend
         self._file = folder / FILE_NAME
+        self._identity = ""
 
     @property
     def model_name(self) -> str:
@@ -70,10 +71,11 @@ class Cached:
             raise UserError(f"the cache {self._file} cannot be used ({error}): give another --cache-dir, or move "
                             "that file away") from None  # fmt: skip
         self._backend.load()
+        # Taken once: weights that are replaced on disk are not those that were loaded.
+        self._identity = json.dumps(self._backend.identity, sort_keys=True)
 
     def judge(self, pairs: Sequence[BlindPair]) -> list[Finding]:
-        identity = json.dumps(self._backend.identity, sort_keys=True)
-        keys = {pair: key_of(identity, pair) for pair in pairs}
+        keys = {pair: key_of(self._identity, pair) for pair in pairs}
         known = self._read(list(keys.values()))
         missing = [pair for pair, key in keys.items() if key not in known]
         found = dict(zip(missing, self._backend.judge(missing) if missing else [], strict=True))

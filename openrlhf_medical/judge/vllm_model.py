@@ -87,14 +87,16 @@ class VllmModel:
                             "launch/setup.sh, or use --backend openai with a server elsewhere") from None  # fmt: skip
         self._tokenizer = AutoTokenizer.from_pretrained(self.name)
         self._template = read_template(self._tokenizer, self.name)
-        self._context = min(self._max_model_len, _context(AutoConfig.from_pretrained(self.name)))
+        config = AutoConfig.from_pretrained(self.name)
+        config = getattr(config, "text_config", None) or config  # of one that also sees, that of its text half
+        self._context = min(self._max_model_len, getattr(config, "max_position_embeddings", None) or 1 << 30)
         self._llm = LLM(
             model=self.name,
             dtype="bfloat16",
             max_model_len=self._context,
             gpu_memory_utilization=self._gpu_memory_utilization,
             language_model_only=True,  # of MedGemma the half that reads images is not needed
-            **devices.engine_arguments(),
+            **devices.engine_arguments(kv_cache_bytes(config, self._context)),
         )
 
     def answers(self, prompts: Sequence[str], count: int) -> list[list[Answer]]:
@@ -143,10 +145,13 @@ class VllmModel:
         return [[ChatReply(each.text, each.finish_reason) for each in output.outputs] for output in outputs]
 
 
-def _context(config: Any) -> int:
-    """Tokens that a model can take, by its configuration; of one that also sees, that of its text half."""
-    config = getattr(config, "text_config", None) or config
-    return getattr(config, "max_position_embeddings", None) or 1 << 30
+def kv_cache_bytes(config: Any, tokens: int) -> int:
+    """What the keys and values of one sequence take in bf16, by the model's configuration, and a tenth more; 0
+    where it does not say."""
+    heads = getattr(config, "num_attention_heads", None) or 0
+    size = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", None) or 0) // (heads or 1)
+    layers = getattr(config, "num_hidden_layers", None) or 0
+    return int(1.1 * tokens * layers * (getattr(config, "num_key_value_heads", None) or heads) * size * 2 * 2)
 
 
 def _seed(ids: Sequence[int]) -> int:

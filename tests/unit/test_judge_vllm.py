@@ -21,7 +21,7 @@ from openrlhf_medical.judge.build import make_backend
 from openrlhf_medical.judge.chat import ChatReply, NoReply
 from openrlhf_medical.judge.chat_template import read_template
 from openrlhf_medical.judge.spec import DEFAULT_MODEL, JudgeSpec
-from openrlhf_medical.judge.vllm_model import Sampling, VllmModel
+from openrlhf_medical.judge.vllm_model import Sampling, VllmModel, kv_cache_bytes
 
 CONTROL = {"<bos>": 1, "<eos>": 2, "<turn>": 3, "</turn>": 4}
 
@@ -143,6 +143,21 @@ def test_the_identity_knows_the_weights(tmp_path: Path) -> None:
     assert VllmModel(str(tmp_path), Sampling(0, 1)).identity == before
     (tmp_path / "model.safetensors").write_bytes(b"22")
     assert VllmModel(str(tmp_path), Sampling(0, 1)).identity != before
+
+
+def test_the_cache_of_a_cpu_holds_the_longest_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: MedGemma 4B has 34 layers with 4 heads of 256 for keys and values, two bytes each."""
+    gemma = types.SimpleNamespace(num_hidden_layers=34, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
+                                  hidden_size=2560)  # fmt: skip
+    assert kv_cache_bytes(gemma, 8192) == int(1.1 * 8192 * 34 * 4 * 256 * 4)
+    old = types.SimpleNamespace(num_hidden_layers=12, num_attention_heads=12, hidden_size=768)
+    assert kv_cache_bytes(old, 1000) == int(1.1 * 1000 * 12 * 768 * 4)
+    assert kv_cache_bytes(types.SimpleNamespace(), 1000) == 0
+    monkeypatch.setattr(devices, "has_gpu", lambda: False)
+    for least, given in ((0, 512 << 20), (1 << 30, 1 << 30)):
+        assert devices.engine_arguments(least)["kv_cache_memory_bytes"] == given
+    monkeypatch.setattr(devices, "has_gpu", lambda: True)
+    assert devices.engine_arguments(1 << 30) == {}
 
 
 # --- devices ---------------------------------------------------------------------------------------------------
