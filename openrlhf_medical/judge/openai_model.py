@@ -86,6 +86,8 @@ class OpenAIModel:
             api_key=self._endpoint.key or _NO_KEY,
             timeout=self._endpoint.timeout_s,
             max_retries=self._endpoint.retries,
+            # Notes go where they were meant to go, and not on from there.
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
         self._runner = asyncio.Runner()
         self._run(self._check())

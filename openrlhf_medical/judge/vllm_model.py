@@ -90,6 +90,9 @@ class VllmModel:
         config = AutoConfig.from_pretrained(self.name)
         config = getattr(config, "text_config", None) or config  # of one that also sees, that of its text half
         self._context = min(self._max_model_len, getattr(config, "max_position_embeddings", None) or 1 << 30)
+        if self._sampling.max_new_tokens >= self._context:
+            raise UserError(f"replies of {self._sampling.max_new_tokens} tokens leave no room for a question in the "
+                            f"{self._context} that {self.name} has: lower --max-new-tokens")  # fmt: skip
         self._llm = LLM(
             model=self.name,
             dtype="bfloat16",

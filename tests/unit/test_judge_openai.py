@@ -123,6 +123,15 @@ def test_one_that_drips_is_given_up(endpoint: FakeOpenAI) -> None:
     assert time.monotonic() - start < 1.5
 
 
+def test_notes_are_not_sent_on(endpoint: FakeOpenAI) -> None:
+    with FakeOpenAI() as elsewhere:
+        judge = backend(endpoint, api_retries=0)
+        endpoint.faults = [refuse(307, Location=f"{elsewhere.base}/chat/completions")]
+        [finding] = judge.judge(PAIRS[:1])
+        assert finding.status == "error" and "HTTP 307" in finding.reasoning
+        assert not elsewhere.asked and not elsewhere.keys
+
+
 @pytest.mark.parametrize(
     "fault",
     [
