@@ -23,10 +23,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from openrlhf_medical.game.players import Truth
-from openrlhf_medical.judge import backends
+from openrlhf_medical.judge import build
 from openrlhf_medical.judge.findings import BlindPair, Finding
 from openrlhf_medical.judge.limits import Limits
 from openrlhf_medical.judge.process import JudgeProcess, start_judge_process
+from openrlhf_medical.judge.spec import JudgeSpec
 
 NOTE = (
     "A 54-year-old woman comes to the clinic because of three days of fever, chills and a productive cough. She has "
@@ -73,10 +74,10 @@ def serve(words: Sequence[str]) -> None:
     parser.add_argument("--exit-with-parent", action="store_true")
     options = vars(parser.parse_args(words))
     batch_s, limits = options.pop("batch_s"), Limits(max_queue=options.pop("max_queue"))
-    backends.BACKENDS["sleep"] = lambda: SleepBackend(batch_s)
+    build.BACKENDS["sleep"] = lambda spec: SleepBackend(batch_s)
     from openrlhf_medical.judge import server
 
-    server.serve(**options, limits=limits)
+    server.serve(JudgeSpec(backend=options.pop("backend")), **options, limits=limits)
 
 
 # --- clients ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from openrlhf_medical.cli_judge import serve_judge
 from openrlhf_medical.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -91,55 +92,7 @@ def prepare_data(
     typer.echo(summary.render())
 
 
-@app.command("serve-judge")
-def serve_judge(
-    backend: Annotated[str, typer.Option(help="reference: compares with the clean note by rules.")] = "reference",
-    model: Annotated[str | None, typer.Option(help="Model of the backend, where it has one.")] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 (with a token) for other machines.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one (see --port-file).")] = 8000,
-    device: Annotated[str | None, typer.Option(help="Device of the model, where the backend has one.")] = None,
-    port_file: Annotated[Path | None, typer.Option(help="Write the port here once the judge is ready.")] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the bearer token that clients must send (judge.token_file).")
-    ] = None,
-    max_queue: Annotated[int, typer.Option(min=1, help="Queries that may wait; more are refused with 429.")] = 4096,
-    max_batch: Annotated[int, typer.Option(min=1, help="Queries that the backend is given at once.")] = 64,
-    request_timeout_s: Annotated[float, typer.Option(help="What is not judged by then is an error.")] = 120.0,
-    grace_s: Annotated[float, typer.Option(help="Time to finish what was taken, when told to stop.")] = 5.0,
-    log_text: Annotated[
-        bool, typer.Option("--log-text", help="Write notes to the log. Clinical text is sensitive.")
-    ] = False,
-    exit_with_parent: Annotated[
-        bool, typer.Option("--exit-with-parent", help="Stop when the process that started it ends.")
-    ] = False,
-) -> None:
-    """Serve the judge over HTTP.
-
-    POST /judge answers what is true of a note, GET /health whether the judge is ready, GET /openapi.json the rest.
-
-    \b
-    Examples:
-      openrlhf-medical serve-judge --port 8000
-      openrlhf-medical serve-judge --host 0.0.0.0 --token-file judge.token --port 0 --port-file judge.port
-    """
-    from openrlhf_medical.judge.limits import Limits
-    from openrlhf_medical.judge.server import serve
-    from openrlhf_medical.judge.token_file import read_token
-
-    serve(
-        backend=backend,
-        model=model,
-        host=host,
-        port=port,
-        device=device,
-        port_file=port_file,
-        token=read_token(token_file) if token_file else None,
-        limits=Limits(max_queue, max_batch, request_timeout_s, grace_s),
-        log_text=log_text,
-        exit_with_parent=exit_with_parent,
-    )
+app.command("serve-judge")(serve_judge)
 
 
 @app.command("play", context_settings=_TAKES_DOTTED)
@@ -221,6 +174,9 @@ def train(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     judge_url: Annotated[list[str] | None, typer.Option(help="Judge server to ask, once or more.")] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="Model for serve-judge --backend vllm: whether it can be had.")
+    ] = None,
 ) -> None:
     """Find what would make a run fail here.
 
@@ -233,12 +189,13 @@ def doctor(
       openrlhf-medical doctor
       openrlhf-medical doctor --json
       openrlhf-medical doctor --judge-url http://127.0.0.1:8000
+      openrlhf-medical doctor --judge-model google/medgemma-4b-it
     """
     import json
 
     from openrlhf_medical import doctor as checks
 
-    findings = checks.diagnose(judge_url or [])
+    findings = checks.diagnose(judge_url or [], judge_model)
     typer.echo(json.dumps(checks.as_dict(findings), indent=2) if as_json else checks.render(findings))
     raise typer.Exit(checks.exit_code(findings))
 

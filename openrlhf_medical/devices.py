@@ -32,6 +32,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from openrlhf_medical.errors import UserError
+
 WORKER_SETUP_HOOK = "openrlhf_medical.devices.prepare_process"
 """For ``ray.init(runtime_env={"worker_process_setup_hook": …})``: a module path, set once, in the driver."""
 
@@ -66,9 +68,37 @@ def prepare_process() -> None:
                 patch(sys.modules[name])
 
 
-def engine_arguments() -> dict[str, Any]:
-    """Arguments of vLLM's engine that depend on the device."""
-    return {} if has_gpu() else {"kv_cache_memory_bytes": KV_CACHE_BYTES_CPU, "enforce_eager": True}
+def choose(device: str | None) -> None:
+    """Puts what this process computes on ``cpu``, ``cuda`` or ``cuda:N``; None: on what there is.
+
+    Call it before torch is imported.
+
+    Raises:
+        UserError: another word, or a device that is not here.
+    """
+    if device is None:
+        return
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal())) or device.endswith(":"):
+        raise UserError(f"device {device!r} is not known; allowed: cpu, cuda, cuda:N")
+    if (kind == "cuda") != has_gpu():
+        here = "has a GPU, and its vLLM is built for it" if has_gpu() else "has no GPU"
+        raise UserError(f"device {device!r} cannot be used: this machine {here}; leave --device out")
+    if index:
+        # Of those that we may use: a batch system has often made that choice already.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        ours = visible.split(",") if visible else None
+        if ours and int(index) >= len(ours):
+            raise UserError(f"device {device!r} is not here: CUDA_VISIBLE_DEVICES leaves {len(ours)} GPUs")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ours[int(index)] if ours else index
+
+
+def engine_arguments(least_kv_cache_bytes: int = 0) -> dict[str, Any]:
+    """Arguments of vLLM's engine that depend on the device. On a GPU vLLM itself sees how much cache there is room
+    for; ``least_kv_cache_bytes`` is what the longest sequence needs."""
+    if has_gpu():
+        return {}
+    return {"kv_cache_memory_bytes": max(KV_CACHE_BYTES_CPU, least_kv_cache_bytes), "enforce_eager": True}
 
 
 def worker_environment() -> dict[str, str]:

@@ -20,7 +20,9 @@ from pathlib import Path
 
 from openrlhf_medical import devices
 from openrlhf_medical.errors import UserError
+from openrlhf_medical.judge import hub
 from openrlhf_medical.judge.replicas import checked_url
+from openrlhf_medical.judge.spec import DEFAULT_MODEL
 from openrlhf_medical.judge.transport import Transport
 from openrlhf_medical.models import check_model_folder
 
@@ -249,8 +251,28 @@ def judge(url: str) -> Finding:
     return Finding("judge", Status.FAIL, f"{url}: {health.said}", advice)
 
 
-def diagnose(judge_urls: Iterable[str] = ()) -> list[Finding]:
-    """All checks of this machine, in the order of the report, and of the judges named."""
+def judge_model(name: str | None) -> Finding:
+    """Whether a model judge's weights can be had. Asks the hub only for one that is named."""
+    title, model = "judge model", name or DEFAULT_MODEL
+    try:
+        if name is not None:
+            hub.check_access(name)
+            return Finding(title, Status.OK, f"{name} can be had")
+        if hub.downloaded(model) is not None:
+            return Finding(title, Status.OK, f"{model} is on this machine")
+        if hub.has_token():
+            found = f"{model} not downloaded; a Hugging Face token is here"
+            return Finding(title, Status.OK, f"{found} (doctor --judge-model {model} asks whether it opens the model)")
+    except UserError as error:
+        return Finding(title, Status.FAIL, f"{model} cannot be had", str(error))
+    except ImportError:
+        return Finding(title, Status.WARN, "huggingface_hub is not installed", "run launch/setup.sh")
+    advice = f"only for serve-judge --backend vllm: {hub.how_to_unlock(model, has_token=False)}"
+    return Finding(title, Status.WARN, f"{model} not downloaded, and no Hugging Face token", advice)
+
+
+def diagnose(judge_urls: Iterable[str] = (), model: str | None = None) -> list[Finding]:
+    """All checks of this machine, in the order of the report, and of the judges and the judge's model named."""
     has_gpu = devices.has_gpu()
     version, cuda = torch_build()
     pins = CHECKOUT / "launch" / "pins" / ("cuda.txt" if has_gpu else "cpu.txt")
@@ -268,6 +290,7 @@ def diagnose(judge_urls: Iterable[str] = ()) -> list[Finding]:
         proxies(),
         ptrace_scope(),
         quickstart_model(QUICKSTART_MODEL),
+        judge_model(model),
         *map(judge, judge_urls),
     ]
 

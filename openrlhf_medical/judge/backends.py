@@ -1,15 +1,19 @@
-"""Who decides what is true of a note: backends, by name.
+"""Who decides what is true of a note: what a backend is, and the one that needs no model.
 
-``reference`` compares the note with its clean reference by rules (``judge.rules``), with no model.
+``reference`` compares the note with its clean reference by rules (``judge.rules``). Models: ``judge.chat``; which
+backends there are by name: ``judge.build``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
 
-from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Truth
+from openrlhf_medical.judge import rules
 from openrlhf_medical.judge.findings import BlindPair, Finding
 from openrlhf_medical.judge.rules.decide import Ruling, rule
 
@@ -27,6 +31,11 @@ class Backend(Protocol):
         """What answers give as ``model``."""
         ...
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that its findings depend on besides the pair, as JSON has it: what they are cached by. Once loaded."""
+        ...
+
     def load(self) -> None:
         """Makes ready to judge; may take minutes. Raises what keeps it from being ready."""
         ...
@@ -41,6 +50,13 @@ class ReferenceBackend:
 
     model_name = "reference"
     own_process = True  # rules in Python: see judge.own_process
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """By the text of the rules themselves: nobody has to remember to raise a number."""
+        sources = sorted(Path(str(rules.__file__)).parent.glob("*.py"))
+        digest = hashlib.blake2b(b"".join(path.read_bytes() for path in sources), digest_size=8)
+        return {"backend": "reference", "rules": digest.hexdigest()}
 
     def load(self) -> None:
         rule("No fever.", "no fever")  # the tables are read on first use
@@ -61,20 +77,3 @@ def _finding(ruling: Ruling) -> Finding:
         reasoning=ruling.reason,
         note_valid=ruling.note_valid,
     )
-
-
-BACKENDS: dict[str, Callable[[], Backend]] = {"reference": ReferenceBackend}
-
-
-def make_backend(name: str, *, model: str | None = None, device: str | None = None) -> Backend:
-    """A backend by name, not loaded yet.
-
-    Raises:
-        UserError: an unknown name; a model or device for a backend that has none.
-    """
-    if name not in BACKENDS:
-        raise UserError(f"unknown judge backend {name!r}; allowed: {', '.join(BACKENDS)}")
-    for option, value in (("--model", model), ("--device", device)):
-        if value is not None:
-            raise UserError(f"the backend {name!r} runs no model, so {option} {value} has no meaning; leave it out")
-    return BACKENDS[name]()

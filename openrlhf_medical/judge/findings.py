@@ -6,7 +6,9 @@ reach it, by type. They are compared with its ``Finding`` afterwards, in ``row_o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from openrlhf_medical.game.cot import TurnStatus, parse_assessment
 from openrlhf_medical.game.players import LabelStatus, Truth
@@ -26,7 +28,8 @@ class Finding:
     """What a backend found of one pair. ``actual_harm`` is set exactly when ``status`` is ``ok``.
 
     ``kind`` is one word for what the finding rests on (``drug``, ``negation``, ``dropped``, ...);
-    ``note_valid`` and ``error_realistic`` are None where the backend cannot tell.
+    ``note_valid`` and ``error_realistic`` are None where the backend cannot tell. ``details`` are further keys of
+    the row, as JSON has them: ``panel`` (what each member found), ``cached``.
     """
 
     status: LabelStatus
@@ -35,6 +38,7 @@ class Finding:
     reasoning: str = ""
     note_valid: bool | None = None
     error_realistic: bool | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.actual_harm is None) == (self.status == "ok"):
@@ -66,4 +70,5 @@ def row_of(query: JudgeQuery, finding: Finding) -> LabelRow:
         is_parsing_error=assessment.status is TurnStatus.UNPARSABLE,
         judge_reasoning=finding.reasoning,
         kind=finding.kind,
+        **finding.details,
     )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from openrlhf_medical.judge.admission import Job, Piece, Queue
 from openrlhf_medical.judge.backends import Backend
-from openrlhf_medical.judge.discretion import Discreet, shown
+from openrlhf_medical.judge.discretion import shown, why_not_loaded
 from openrlhf_medical.judge.findings import BlindPair, Finding, failed, row_of
 from openrlhf_medical.judge.limits import Limits
 from openrlhf_medical.judge.metrics import ServerMetrics
@@ -148,7 +148,7 @@ class Judging:
         try:
             self._backend.load()
         except BaseException as error:  # whatever a model loader may raise; it must be told
-            failure = str(error) if isinstance(error, Discreet) else f"{type(error).__name__}: {error}"
+            failure = why_not_loaded(error)
             logger.error("the backend cannot be loaded: %s", failure)
             self._on_loop(self._loaded, failure)
             return

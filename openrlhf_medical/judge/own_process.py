@@ -12,9 +12,10 @@ import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from openrlhf_medical.judge.backends import Backend
-from openrlhf_medical.judge.discretion import Discreet, shown
+from openrlhf_medical.judge.discretion import Discreet, shown, why_not_loaded
 from openrlhf_medical.judge.findings import BlindPair, Finding
 
 _JOIN_S = 2.0
@@ -40,6 +41,10 @@ class OwnProcess:
         self._backend = backend
         self._process: BaseProcess | None = None
         self._closed = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self._backend.identity
 
     def load(self) -> None:
         """Raises BackendFailed or BackendDied."""
@@ -101,7 +106,7 @@ def _work(connection: Connection, backend: Backend) -> None:
         try:
             backend.load()
         except Exception as error:
-            connection.send(f"{type(error).__name__}: {error}")
+            connection.send(why_not_loaded(error))
             return
         connection.send([])
         while True:

@@ -69,7 +69,8 @@ class LabelRow(BaseModel):
     ``error_detected``: an error is present and the assessor said Harmful; null without a verdict or a truth,
     as is ``assessor_correct``. ``note_valid`` false: the text has nothing to do with the reference.
     ``kind`` names in a word what the finding rests on; of status ``error`` it is ``expired`` (not judged in
-    time), ``stopped`` (the server went away) or ``backend`` (it failed). Other keys are kept.
+    time), ``stopped`` (the server went away) or ``backend`` (it failed). Other keys are kept: ``cached`` true (found
+    before), ``panel`` (the finding of each member, in the order of the members).
     """
 
     model_config = ConfigDict(extra="allow", hide_input_in_errors=True)

@@ -25,14 +25,14 @@ from openrlhf_medical import __version__
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.judge import openapi, reward
 from openrlhf_medical.judge.admission import Busy, Stopping
-from openrlhf_medical.judge.backends import Backend, make_backend
+from openrlhf_medical.judge.backends import Backend
+from openrlhf_medical.judge.build import make_backend
 from openrlhf_medical.judge.gate import Gate
 from openrlhf_medical.judge.judging import ClientGone, Judging
 from openrlhf_medical.judge.limits import Limits, NoMemory
 from openrlhf_medical.judge.listen import bind, check_exposure, make_server, run_until_stopped, watch_parent, write_port
 from openrlhf_medical.judge.metrics import CONTENT_TYPE, ServerMetrics
 from openrlhf_medical.judge.middleware import Outermost, busy
-from openrlhf_medical.judge.own_process import OwnProcess
 from openrlhf_medical.judge.schema import (
     EvaluateResponse,
     Health,
@@ -43,6 +43,7 @@ from openrlhf_medical.judge.schema import (
     RewardRequest,
     RewardResponse,
 )
+from openrlhf_medical.judge.spec import JudgeSpec
 
 logger = logging.getLogger(__name__)
 
@@ -174,10 +175,9 @@ def _json(answer: BaseModel) -> Response:
 
 
 def serve(
+    spec: JudgeSpec | None = None,
     *,
-    backend: str = "reference",
-    model: str | None = None,
-    device: str | None = None,
+    cache_folder: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     port_file: Path | None = None,
@@ -192,21 +192,22 @@ def serve(
     that is inside a model's own code cannot be ended otherwise.
 
     Args:
+        spec: which judge; ``reference`` by default.
+        cache_folder: keeps findings for later, if given.
         port: 0 takes a free one; ``port_file`` then tells which, once the backend is ready.
         log_text: write notes and the messages of exceptions to the log. Clinical text is sensitive.
         exit_with_parent: also stop when the process that started this one ends.
 
     Raises:
-        UserError: a port or host that cannot be listened on, or is public without a token; an unknown backend,
-            one that does not load.
+        UserError: a port or host that cannot be listened on, or is public without a token; options of the
+            judge that do not go together, one that does not load.
     """
     if exit_with_parent:
         watch_parent()
     limits = limits or Limits()
     check_exposure(host, token)
-    judge = make_backend(backend, model=model, device=device)
-    if getattr(judge, "own_process", False):
-        judge = OwnProcess(judge)
+    spec = spec or JudgeSpec()
+    judge = make_backend(spec, cache_folder)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.setswitchinterval(_SWITCH_S)
 
@@ -228,7 +229,7 @@ def serve(
     finally:
         ended = judging.close(_CLOSE_S)
     if judging.failure is not None:
-        raise UserError(f"the judge backend {backend!r} cannot be loaded: {judging.failure}")
+        raise UserError(f"the judge backend {spec.backend!r} cannot be loaded: {judging.failure}")
     if not ended:
         logger.warning("the backend is still at work: ending without it")
         logging.shutdown()

@@ -21,6 +21,7 @@ from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.judge.limits import Limits
+from openrlhf_medical.judge.spec import JudgeSpec
 
 COMMANDS = ("prepare-data", "serve-judge", "play", "train", "doctor")
 
@@ -57,7 +58,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     commands.train = lambda config: seen.update(train=config)  # type: ignore[attr-defined]
     commands.play = lambda config, **options: seen.update(play=(config, options))  # type: ignore[attr-defined]
     server = types.ModuleType("openrlhf_medical.judge.server")
-    server.serve = lambda **options: seen.update(serve=options)  # type: ignore[attr-defined]
+    server.serve = lambda spec, **options: seen.update(serve={"spec": spec, **options})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "openrlhf_medical.commands", commands)
     monkeypatch.setattr(openrlhf_medical, "commands", commands, raising=False)
     monkeypatch.setitem(sys.modules, "openrlhf_medical.judge.server", server)
@@ -233,15 +234,25 @@ def test_play_asks_who_plays(calls: dict[str, Any]) -> None:
 def test_serve_judge_hands_on_its_options(calls: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
     options = ("--port", "0", "--port-file", tmp_path / "port", "--token-file", tmp_path / "token")
-    limits = ("--max-queue", "100", "--max-batch", "8", "--request-timeout-s", "30", "--grace-s", "2")
+    limits = (
+        "--max-queue",
+        "100",
+        "--max-batch",
+        "8",
+        "--request-timeout-s",
+        "30",
+        "--grace-s",
+        "2",
+        "--cache-dir",
+        tmp_path / "cache",
+    )
     result = run("serve-judge", *options, *limits, "--log-text", "--exit-with-parent")
     assert result.exit_code == 0, result.output
     assert calls["serve"] == {
-        "backend": "reference",
-        "model": None,
+        "spec": JudgeSpec(),
+        "cache_folder": tmp_path / "cache",
         "host": "127.0.0.1",
         "port": 0,
-        "device": None,
         "port_file": tmp_path / "port",
         "token": "s3cret",
         "limits": Limits(max_queue=100, max_batch=8, request_timeout_s=30, grace_s=2),
@@ -274,10 +285,10 @@ def test_doctor_ends_with_1_exactly_when_something_fails(monkeypatch: pytest.Mon
     from openrlhf_medical import doctor
 
     warn = doctor.Finding("a", doctor.Status.WARN, "b", "c")
-    monkeypatch.setattr(doctor, "diagnose", lambda judge_urls: [warn])
+    monkeypatch.setattr(doctor, "diagnose", lambda judge_urls, model: [warn])
     assert run("doctor").exit_code == 0
     monkeypatch.setattr(
-        doctor, "diagnose", lambda judge_urls: [warn, doctor.Finding("d", doctor.Status.FAIL, "e", "f")]
+        doctor, "diagnose", lambda judge_urls, model: [warn, doctor.Finding("d", doctor.Status.FAIL, "e", "f")]
     )
     result = run("doctor", "--json")
     assert result.exit_code == 1

@@ -216,4 +216,4 @@ def test_this_machine_is_diagnosed_without_torch() -> None:
         "print(len({finding.name for finding in findings}))"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert int(done.stdout) == 13
+    assert int(done.stdout) == 14

@@ -25,13 +25,15 @@ from openrlhf_medical.cli import app as command_line
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Truth
 from openrlhf_medical.judge import reward
-from openrlhf_medical.judge.backends import ReferenceBackend, make_backend
+from openrlhf_medical.judge.backends import ReferenceBackend
+from openrlhf_medical.judge.build import make_backend
 from openrlhf_medical.judge.findings import BlindPair, Finding
 from openrlhf_medical.judge.limits import Limits
 from openrlhf_medical.judge.listen import bind
 from openrlhf_medical.judge.process import JudgeProcess, start_judge_process
 from openrlhf_medical.judge.schema import RewardRequest
 from openrlhf_medical.judge.server import create_app
+from openrlhf_medical.judge.spec import JudgeSpec
 
 NOTE = "A 40-year-old man comes in with a cough. He was given amoxicillin for pneumonia of the left lung."
 WRONG = NOTE.replace("amoxicillin", "vancomycin")
@@ -352,18 +354,20 @@ def test_a_public_address_without_a_token_is_a_mistake_of_the_user() -> None:
 
 def test_an_unknown_backend_or_a_model_without_use_is_refused() -> None:
     with pytest.raises(UserError, match="allowed: reference"):
-        make_backend("oracle")
+        make_backend(JudgeSpec(backend="oracle"))
     with pytest.raises(UserError, match="--model"):
-        make_backend("reference", model="some/model")
+        make_backend(JudgeSpec(model="some/model"))
 
 
 SERVE = """
 import argparse, pathlib
 from openrlhf_medical.judge.server import serve
+from openrlhf_medical.judge.spec import JudgeSpec
 parser = argparse.ArgumentParser()
 parser.add_argument("--backend"); parser.add_argument("--host"); parser.add_argument("--port", type=int)
 parser.add_argument("--port-file", type=pathlib.Path); parser.add_argument("--exit-with-parent", action="store_true")
-serve(**vars(parser.parse_args()))
+options = vars(parser.parse_args())
+serve(JudgeSpec(backend=options.pop("backend")), **options)
 """
 PROGRAM = (sys.executable, "-c", SERVE)
 

@@ -303,9 +303,10 @@ def test_notes_are_logged_only_when_asked_for(caplog: pytest.LogCaptureFixture) 
 SLEEPING = """
 import argparse, pathlib, time
 from openrlhf_medical.game.players import Truth
-from openrlhf_medical.judge import backends, server
+from openrlhf_medical.judge import build, server
 from openrlhf_medical.judge.findings import Finding
 from openrlhf_medical.judge.limits import Limits
+from openrlhf_medical.judge.spec import JudgeSpec
 
 class Sleeping:
     model_name = "sleeping"
@@ -315,14 +316,15 @@ class Sleeping:
         time.sleep({batch_s})
         return [Finding("ok", Truth.SAFE)] * len(pairs)
 
-backends.BACKENDS["sleeping"] = Sleeping
+build.BACKENDS["sleeping"] = lambda spec: Sleeping()
 parser = argparse.ArgumentParser()
 for option in ("--backend", "--host", "--log-text"):
     parser.add_argument(option)
 parser.add_argument("--port", type=int)
 parser.add_argument("--port-file", type=pathlib.Path)
 parser.add_argument("--exit-with-parent", action="store_true")
-server.serve(**vars(parser.parse_args()), limits=Limits(grace_s={grace_s}))
+options = vars(parser.parse_args())
+server.serve(JudgeSpec(backend=options.pop("backend")), **options, limits=Limits(grace_s={grace_s}))
 """
 
 

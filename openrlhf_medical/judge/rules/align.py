@@ -47,7 +47,7 @@ class Comparison:
     cut_short: bool = False
 
 
-def _strike_equal(left: Sequence, right: Sequence) -> tuple[list[int], list[int], dict[int, int]]:
+def strike_equal(left: Sequence, right: Sequence) -> tuple[list[int], list[int], dict[int, int]]:
     """Indices of what has no equal on the other side, and the matches (index on the right -> left)."""
     places: dict[object, list[int]] = {}
     for i, item in enumerate(left):
@@ -82,12 +82,12 @@ def compare(reference: str, note: str) -> Comparison:
     """Aligns two notes. Sentences may change places; that alone is no difference."""
     reference_sentences = split_sentences(clean(reference))
     note_sentences = split_sentences(clean(note))
-    left, right, matches = _strike_equal(reference_sentences, note_sentences)
+    left, right, matches = strike_equal(reference_sentences, note_sentences)
     left_tokens = {i: canonical(reference_sentences[i]) for i in left}
     right_tokens = {j: canonical(note_sentences[j]) for j in right}
     left = [i for i in left if left_tokens[i]]
     right = [j for j in right if right_tokens[j]]
-    rest_left, rest_right, more = _strike_equal([left_tokens[i] for i in left], [right_tokens[j] for j in right])
+    rest_left, rest_right, more = strike_equal([left_tokens[i] for i in left], [right_tokens[j] for j in right])
     matches |= {right[j]: left[i] for j, i in more.items()}
     left, right = [left[i] for i in rest_left], [right[j] for j in rest_right]
     whole_left = tuple(token for i in left for token in left_tokens[i])

@@ -47,19 +47,19 @@ def rule(reference: str, note: str) -> Ruling:
     if reference == note:
         return Ruling("safe", "identical", "the note is the reference, letter for letter")
     if len(note) > _MAX_LENGTH_RATIO * len(reference) + 500:
-        valid = _is_about(reference, note)
+        valid = is_about(reference, note)
         return Ruling("abstain", "added", f"{len(note)} letters for {len(reference)}: not compared", note_valid=valid)
     comparison = compare(reference, note)
     if not (comparison.changes or comparison.dropped or comparison.added):
         return _unless_gender(reference, note, Ruling("safe", "cosmetic", "only the writing differs"))
     evidence = [found for change in _without_cut(comparison, reference, note) for found in weigh(change)]
     ruling = _unless_gender(reference, note, _conclude(comparison, evidence, reference))
-    if ruling.verdict != "safe" and not _is_about(reference, note):
+    if ruling.verdict != "safe" and not is_about(reference, note):
         return Ruling("abstain", "not a note", "the text has little to do with the reference", note_valid=False)
     return ruling
 
 
-def _is_about(reference: str, note: str) -> bool:
+def is_about(reference: str, note: str) -> bool:
     """Whether the note has some words that count in common with the reference, a share of the smaller text."""
     left, right = set(canonical(clean(reference))), set(canonical(clean(note)))
     common = len(left & right)
