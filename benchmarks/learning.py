@@ -18,14 +18,14 @@ app = typer.Typer(
     help=f"{__doc__}\n\n\b\n"
     "From plan to report:\n"
     "  python benchmarks/learning.py plan --config configs/learn_cpu.yaml\n"
-    "  python benchmarks/learning.py data --output-dir data/learning\n"
+    "  python benchmarks/learning.py data --output-dir data/learning --families cardiac,gastro,respiratory\n"
     "  openrlhf-medical train --config configs/learn_cpu.yaml --run.name learn-1 --train.seed 1\n"
     "  python benchmarks/learning.py measure --run runs/learn-1 --data data/learning\n"
     "  python benchmarks/learning.py report --run runs/learn-1 --run runs/learn-2",
 )
 
 CONFIG = Path("configs/learn_cpu.yaml")
-TRAIN = Path("data/synthetic/train.jsonl")
+TRAIN = Path("data/learning/train.jsonl")
 VIGNETTES, ATTACKED = 160, 80  # of each part: 320 notes and 160 attacks
 
 
@@ -54,13 +54,16 @@ def data(
     vignettes: Annotated[int, typer.Option(min=1, help="Vignettes of each part, both twins each.")] = VIGNETTES,
     attacked: Annotated[int, typer.Option(min=1, help="How many of them are attacked.")] = ATTACKED,
     seed: Annotated[int | None, typer.Option(help="Generates other notes.")] = None,
+    families: Annotated[str, typer.Option(help="Those that the training notes are from; all by default.")] = "",
 ) -> None:
     """Write unseen_renderings.jsonl and unseen_conditions.jsonl."""
     from learning_data import GENERATED_FROM, write_held_out
 
     from openrlhf_medical.data.seed_files import read_seeds
 
-    files = write_held_out(output_dir, read_seeds(train), vignettes, attacked, GENERATED_FROM if seed is None else seed)
+    generated_from = GENERATED_FROM if seed is None else seed
+    wanted = [name.strip() for name in families.split(",") if name.strip()]
+    files = write_held_out(output_dir, read_seeds(train), vignettes, attacked, generated_from, wanted)
     for path, seeds in files.items():
         vanilla = sum(s.category.is_vanilla for s in seeds)
         typer.echo(f"{path}: {vanilla} notes and {len(seeds) - vanilla} attacks; none is in {train}")

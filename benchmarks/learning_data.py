@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from openrlhf_medical.data.conditions import load_conditions
@@ -20,13 +21,22 @@ GENERATED_FROM = 1_000
 """Not ``prepare-data``'s seed 0: that one's val.jsonl holds notes of the same parts, which a run watches."""
 
 
-def held_out_seeds(part: str, vignettes: int, attacked: int, seed: int = GENERATED_FROM) -> list[Seed]:
+OPTIONS = "held_out.json"
+"""How the held-out seeds were made, for the report."""
+
+
+def held_out_seeds(
+    part: str, vignettes: int, attacked: int, seed: int = GENERATED_FROM, families: Collection[str] = ()
+) -> list[Seed]:
     """Both twins of each vignette as vanilla seeds, and of the first ``attacked`` vignettes as adversarial ones.
 
+    ``families``: those of the training notes; known medicine in new words must be known. Conditions that
+    training never saw come from every family.
     ``adversarial_benign`` starts from the clean twin, ``adversarial_harmful`` from the error note.
     Seed IDs begin with ``part:``, which tells the parts apart once they are played together.
     """
-    rows = generate(part, seed=seed, num_vignettes=vignettes)
+    wanted = families if part == "unseen_renderings" else ()
+    rows = generate(part, seed=seed, num_vignettes=vignettes, families=wanted)
     names = sorted({row.vignette_id for row in rows})
     under_attack = set(names[:attacked])
     seeds = [_seed(row, part, vanilla=True) for row in rows]
@@ -79,11 +89,18 @@ def check_apart(held_out: Sequence[Seed], train: Sequence[Seed]) -> None:
 
 
 def write_held_out(
-    folder: Path, train: Sequence[Seed], vignettes: int, attacked: int, seed: int = GENERATED_FROM
+    folder: Path,
+    train: Sequence[Seed],
+    vignettes: int,
+    attacked: int,
+    seed: int = GENERATED_FROM,
+    families: Collection[str] = (),
 ) -> dict[Path, list[Seed]]:
     """Write ``<part>.jsonl`` for either part; nothing is written if anything is known to training."""
-    files = {folder / f"{part}.jsonl": held_out_seeds(part, vignettes, attacked, seed) for part in PARTS}
+    files = {folder / f"{part}.jsonl": held_out_seeds(part, vignettes, attacked, seed, families) for part in PARTS}
     for seeds in files.values():
         check_apart(seeds, train)
-    write_files({path: seeds_to_jsonl(seeds) for path, seeds in files.items()})
+    options = {"vignettes": vignettes, "attacked": attacked, "seed": seed, "families": ",".join(families)}
+    written = {path: seeds_to_jsonl(seeds) for path, seeds in files.items()}
+    write_files({**written, folder / OPTIONS: (json.dumps(options) + "\n").encode()})
     return files

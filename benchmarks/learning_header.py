@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from learning_data import OPTIONS
 from learning_matches import MATCHES
 from learning_scores import Measured, phase_seconds
 
@@ -23,7 +25,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def header(runs: Sequence[Measured], config: Path) -> list[str]:
     """The commands, then a table of facts with a column for each run."""
     lines = ["```", f"python benchmarks/learning.py plan --config {config}"]
-    lines += [f"python benchmarks/learning.py data --output-dir {folder}" for folder in sorted(_values(runs, "data"))]
+    lines += [_data_command(Path(folder)) for folder in sorted(_values(runs, "data"))]
     for run in runs:
         changed = "".join(f" --{key} {value}" for key, value in overrides(run, config).items())
         seed = run.config["train"]["seed"]
@@ -35,6 +37,13 @@ def header(runs: Sequence[Measured], config: Path) -> list[str]:
     if not config.exists():
         lines += [f"{config} is not there any more: what a run's own config.yaml holds counts.", ""]
     return lines + table(["", *(run.name for run in runs)], [[what, *map(of, runs)] for what, of in _FACTS])
+
+
+def _data_command(folder: Path) -> str:
+    """With the options that the folder's seeds were made with; an empty one is left out."""
+    options = json.loads((folder / OPTIONS).read_text(encoding="utf-8")) if (folder / OPTIONS).exists() else {}
+    given = "".join(f" --{name} {value}" for name, value in options.items() if value != "")
+    return f"python benchmarks/learning.py data --output-dir {folder}{given}"
 
 
 def overrides(run: Measured, config: Path) -> dict[str, Any]:
@@ -80,7 +89,8 @@ def _versions(run: Measured) -> str:
 def _budget(run: Measured) -> str:
     train, rollout = run.config["train"], run.config["rollout"]
     return (
-        f"{train.get('sft_warmup_steps', 0)} supervised steps of {train.get('sft_batch_size', 0)}, then "
+        f"{train.get('sft_note_steps', 0)} steps of writing right notes and {train.get('sft_warmup_steps', 0)} of "
+        f"supervised play, {train.get('sft_batch_size', 0)} examples each, then "
         f"{run.config['run']['steps']} steps of {rollout['batch_size']} seeds; learning rate "
         f"{run.config['actor']['adam']['lr']:g}, KL {run.config['algo']['kl']['init_coef']:g}"
     )

@@ -12,7 +12,7 @@ from learning_data import PARTS
 from learning_matches import ATTACKS, MATCHES, NOTES
 
 from openrlhf_medical.config import RunConfig
-from openrlhf_medical.data.sft import SftExample, sft_set
+from openrlhf_medical.data.sft import SftExample, note_examples, sft_set
 from openrlhf_medical.evaluation.intervals import detectable_difference
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.seeds import Seed
@@ -76,13 +76,16 @@ def budget(config: RunConfig, seeds: Sequence[Seed], count: Callable[[Any], int]
     costs more."""
     rules = config.rules()
     mix = config.game.mix
-    examples = sft_set(seeds, rules).examples
+    examples = sft_set(seeds, rules, config.train.sft_thoughts).examples
     attacker, assessor = (_mean(examples[role], count) for role in Role)
     drawn = config.rollout.batch_size
     attacks = drawn * (mix.adversarial_harmful + mix.adversarial_benign) * rules.attacks_per_seed
     assessments = drawn * rules.attacks_per_seed * rules.assessments_per_note
     trained = attacks * attacker.both + assessments * assessor.both
-    supervised = config.train.sft_batch_size * (attacker.both + assessor.both)  # one batch for either policy
+    # A batch is half attacker, half assessor where they share a policy; else each policy has one of its own.
+    share = 0.5 if config.roles.policy == "shared" else 1.0
+    supervised = share * config.train.sft_batch_size * (attacker.both + assessor.both)
+    notes = 2 * share * config.train.sft_batch_size * fmean(_sample(e, count).both for e in note_examples(seeds))
     mixed_in = math.ceil(assessments / config.train.batch_size) * supervised if config.train.sft_coef else 0
     forwards = 2 if config.algo.kl.init_coef > 0 else 1  # policy, and the KL reference
     step_s = {
@@ -90,7 +93,8 @@ def budget(config: RunConfig, seeds: Sequence[Seed], count: Callable[[Any], int]
         "log-probabilities": forwards * trained / FORWARD_TOKENS_PER_S,
         "update": (trained + mixed_in) * config.train.max_epochs / UPDATE_TOKENS_PER_S,
     }
-    warm_start_s = config.train.sft_warmup_steps * supervised / UPDATE_TOKENS_PER_S
+    taught = config.train.sft_note_steps * notes + config.train.sft_warmup_steps * supervised
+    warm_start_s = taught / UPDATE_TOKENS_PER_S
     return Budget(attacker, assessor, attacks, assessments, step_s, warm_start_s, config.run.steps)
 
 
@@ -112,7 +116,8 @@ def plan(config: RunConfig, seeds: Sequence[Seed], count: Callable[[Any], int], 
         f"| attacker | {found.attacker.prompt:.0f} | {found.attacker.reply:.0f} | {found.attacks:g} |",
         f"| assessor | {found.assessor.prompt:.0f} | {found.assessor.reply:.0f} | {found.assessments:g} |",
         "",
-        f"- warm start: {config.train.sft_warmup_steps} steps of {config.train.sft_batch_size} for either policy, "
+        f"- warm start: {config.train.sft_note_steps} steps of writing right notes and "
+        f"{config.train.sft_warmup_steps} of play, {config.train.sft_batch_size} examples each, "
         f"{found.warm_start_s / 60:.0f} min",
         f"- one step: {step:.0f} s (" + ", ".join(f"{name} {s:.0f} s" for name, s in found.step_s.items()) + ")",
         f"- {found.steps} steps: {found.steps * step / 60:.0f} min; **together {found.minutes:.0f} min a seed**, "
@@ -155,4 +160,9 @@ def _playing_s(attacks: float, attacker: Sample, assessments: float, assessor: S
 
 
 def _mean(examples: Sequence[SftExample], count: Callable[[Any], int]) -> Sample:
-    return Sample(fmean(count(e.prompt) for e in examples), fmean(count(e.reply) for e in examples))
+    samples = [_sample(example, count) for example in examples]
+    return Sample(fmean(s.prompt for s in samples), fmean(s.reply for s in samples))
+
+
+def _sample(example: SftExample, count: Callable[[Any], int]) -> Sample:
+    return Sample(count(example.prompt), count(example.reply))

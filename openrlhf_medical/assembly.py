@@ -19,7 +19,7 @@ from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.prompts import assessor_prompt_of, attacker_prompt
 from openrlhf_medical.game.seeds import Seed
 from openrlhf_medical.judge.client import JudgeClient
-from openrlhf_medical.judge.process import start_judge_process
+from openrlhf_medical.judge.process import kept_running
 from openrlhf_medical.judge.token_file import read_token
 from openrlhf_medical.layout import (
     adapters_at_once,
@@ -256,17 +256,23 @@ def _workers(config: RunConfig, size: Any, kind: Any, place: Any, gpus_per_worke
 
 @contextlib.contextmanager
 def judge_of(config: RunConfig, log_folder: Path) -> Iterator[JudgeClient]:
-    """A client of the named judges, or of one that is started here and stopped at the end."""
+    """A client of the named judges, or of one that is started here, kept running, and stopped at the end."""
     judge = config.judge
     token = read_token(judge.token_file) if judge.token_file else None
     with contextlib.ExitStack() as stack:
         urls = list(judge.urls)
         if not urls:
-            process = stack.enter_context(start_judge_process(log_file=log_folder / "judge.log"))
-            urls = [process.url]
+            urls = [stack.enter_context(kept_running(log_folder / "judge.log"))]
         client = stack.enter_context(
-            JudgeClient(urls, batch_size=judge.batch_size, max_wait_s=judge.max_wait_s, timeout_s=judge.timeout_s,
-                        token=token)
-        )  # fmt: skip
+            JudgeClient(
+                urls,
+                batch_size=judge.batch_size,
+                max_wait_s=judge.max_wait_s,
+                timeout_s=judge.timeout_s,
+                attempt_timeout_s=judge.attempt_timeout_s,
+                token=token,
+                max_requests=judge.max_requests,
+            )
+        )
         client.wait_ready(judge.timeout_s)
         yield client

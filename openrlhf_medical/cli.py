@@ -95,26 +95,36 @@ def prepare_data(
 def serve_judge(
     backend: Annotated[str, typer.Option(help="reference: compares with the clean note by rules.")] = "reference",
     model: Annotated[str | None, typer.Option(help="Model of the backend, where it has one.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 (with a token) for other machines.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one (see --port-file).")] = 8000,
     device: Annotated[str | None, typer.Option(help="Device of the model, where the backend has one.")] = None,
     port_file: Annotated[Path | None, typer.Option(help="Write the port here once the judge is ready.")] = None,
     token_file: Annotated[
         Path | None, typer.Option(help="File with the bearer token that clients must send (judge.token_file).")
     ] = None,
+    max_queue: Annotated[int, typer.Option(min=1, help="Queries that may wait; more are refused with 429.")] = 4096,
+    max_batch: Annotated[int, typer.Option(min=1, help="Queries that the backend is given at once.")] = 64,
+    request_timeout_s: Annotated[float, typer.Option(help="What is not judged by then is an error.")] = 120.0,
+    grace_s: Annotated[float, typer.Option(help="Time to finish what was taken, when told to stop.")] = 5.0,
+    log_text: Annotated[
+        bool, typer.Option("--log-text", help="Write notes to the log. Clinical text is sensitive.")
+    ] = False,
     exit_with_parent: Annotated[
         bool, typer.Option("--exit-with-parent", help="Stop when the process that started it ends.")
     ] = False,
 ) -> None:
     """Serve the judge over HTTP.
 
-    POST /judge answers what is true of a note, GET /health whether the judge is ready.
+    POST /judge answers what is true of a note, GET /health whether the judge is ready, GET /openapi.json the rest.
 
     \b
     Examples:
       openrlhf-medical serve-judge --port 8000
-      openrlhf-medical serve-judge --host 0.0.0.0 --port 0 --port-file judge.port
+      openrlhf-medical serve-judge --host 0.0.0.0 --token-file judge.token --port 0 --port-file judge.port
     """
+    from openrlhf_medical.judge.limits import Limits
     from openrlhf_medical.judge.server import serve
     from openrlhf_medical.judge.token_file import read_token
 
@@ -126,6 +136,8 @@ def serve_judge(
         device=device,
         port_file=port_file,
         token=read_token(token_file) if token_file else None,
+        limits=Limits(max_queue, max_batch, request_timeout_s, grace_s),
+        log_text=log_text,
         exit_with_parent=exit_with_parent,
     )
 
@@ -206,7 +218,10 @@ def train(
 
 
 @app.command("doctor")
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    judge_url: Annotated[list[str] | None, typer.Option(help="Judge server to ask, once or more.")] = None,
+) -> None:
     """Find what would make a run fail here.
 
     Every line says what was found, and what to do where it is not ok.
@@ -217,12 +232,13 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
     Examples:
       openrlhf-medical doctor
       openrlhf-medical doctor --json
+      openrlhf-medical doctor --judge-url http://127.0.0.1:8000
     """
     import json
 
     from openrlhf_medical import doctor as checks
 
-    findings = checks.diagnose()
+    findings = checks.diagnose(judge_url or [])
     typer.echo(json.dumps(checks.as_dict(findings), indent=2) if as_json else checks.render(findings))
     raise typer.Exit(checks.exit_code(findings))
 

@@ -26,7 +26,7 @@ def connect(gpus_needed: int) -> None:
         return
     runtime_env = {
         "worker_process_setup_hook": devices.WORKER_SETUP_HOOK,
-        "env_vars": {"TOKENIZERS_PARALLELISM": "false"},
+        "env_vars": {"TOKENIZERS_PARALLELISM": "false", **devices.worker_environment()},
     }
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)

@@ -71,6 +71,20 @@ def engine_arguments() -> dict[str, Any]:
     return {} if has_gpu() else {"kv_cache_memory_bytes": KV_CACHE_BYTES_CPU, "enforce_eager": True}
 
 
+def worker_environment() -> dict[str, str]:
+    """Environment that a worker has to be started with, as the C library reads it before Python runs.
+
+    Without a GPU tensors are host memory: glibc would hand each large one back to the kernel and fault it
+    in again, page by page, which took a quarter of a supervised step (SmolLM2-135M, 2 cores: 4.4 s with,
+    3.3 s without). Memory in use grows by about a tenth.
+    """
+    if has_gpu():
+        return {}
+    keep = {"hugetlb": 1, "mmap_threshold": 2 << 30, "trim_threshold": 4 << 30, "top_pad": 64 << 20}
+    tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in keep.items())
+    return {"GLIBC_TUNABLES": tunables, "THP_MEM_ALLOC_ENABLE": "1"}
+
+
 def attention(requested: str) -> str:
     """The attention kernel that ``ds.attn_implementation: auto`` stands for here."""
     if requested != "auto":

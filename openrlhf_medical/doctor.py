@@ -20,6 +20,8 @@ from pathlib import Path
 
 from openrlhf_medical import devices
 from openrlhf_medical.errors import UserError
+from openrlhf_medical.judge.replicas import checked_url
+from openrlhf_medical.judge.transport import Transport
 from openrlhf_medical.models import check_model_folder
 
 GIB = 1 << 30
@@ -237,8 +239,18 @@ def quickstart_model(folder: str) -> Finding:
     return Finding("quickstart model", Status.OK, folder)
 
 
-def diagnose() -> list[Finding]:
-    """All checks of this machine, in the order of the report."""
+def judge(url: str) -> Finding:
+    """Whether the judge there is ready, and which model it has."""
+    with Transport(None) as transport:
+        health = transport.health(checked_url(url), timeout_s=5)
+    if health.ready:
+        return Finding("judge", Status.OK, f"{url}: ready, model {health.said}")
+    advice = "start one with openrlhf-medical serve-judge, wait until it has loaded, or correct the address"
+    return Finding("judge", Status.FAIL, f"{url}: {health.said}", advice)
+
+
+def diagnose(judge_urls: Iterable[str] = ()) -> list[Finding]:
+    """All checks of this machine, in the order of the report, and of the judges named."""
     has_gpu = devices.has_gpu()
     version, cuda = torch_build()
     pins = CHECKOUT / "launch" / "pins" / ("cuda.txt" if has_gpu else "cpu.txt")
@@ -256,6 +268,7 @@ def diagnose() -> list[Finding]:
         proxies(),
         ptrace_scope(),
         quickstart_model(QUICKSTART_MODEL),
+        *map(judge, judge_urls),
     ]
 
 

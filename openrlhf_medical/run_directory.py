@@ -63,9 +63,7 @@ class RunDirectory:
         self._append(self.metrics_file, [{"step": step, "time": time.time(), **metrics}])
 
     def add_warm_start(self, step: int, metrics: dict[str, float]) -> None:
-        """Callable from several threads: each policy writes its own lines."""
-        with self._lock:
-            self._append(self.warm_start_file, [{"step": step, "time": time.time(), **metrics}])
+        self._append(self.warm_start_file, [{"step": step, "time": time.time(), **metrics}])
 
     def replace(self, folder: Path, write: Callable[[Path], None]) -> None:
         """Write a folder beside its place and exchange it for the old one, so that one of them is whole."""
@@ -82,12 +80,13 @@ class RunDirectory:
         self._append(self.games_file, (game.to_json() for game in games))
 
     def _append(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
-        if path not in self._open:
-            self._open[path] = path.open("a", encoding="utf-8")
-        file = self._open[path]
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
+        with self._lock:  # policies that learn side by side write, and so do games that are played meanwhile
+            if path not in self._open:
+                self._open[path] = path.open("a", encoding="utf-8")
+            file = self._open[path]
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
 
     def close(self) -> None:
         for file in self._open.values():

@@ -25,10 +25,11 @@ from openrlhf_medical.errors import RunError
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
 from openrlhf_medical.game.metrics import game_metrics
 from openrlhf_medical.game.players import Role
-from openrlhf_medical.game.records import Game, GameStatus, turns_of
+from openrlhf_medical.game.records import Game, turns_of
 from openrlhf_medical.game.seeds import Seed
 from openrlhf_medical.health import Finding, HealthMonitor
 from openrlhf_medical.judge.client import JudgeClient
+from openrlhf_medical.judge.recovery import Recovery, TooManyFailed
 from openrlhf_medical.learner.policy import Learner
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.trajectories import Trajectory, trajectories_of
@@ -68,11 +69,29 @@ class SelfPlayTrainer:
         self.seeds, self.held_out, self.monitor = seeds, held_out, monitor
         self.directory, self.console = directory, console
         self.metrics_log = MetricsLog(config, directory)
+        self.recovery = Recovery(
+            judge,
+            lambda games: asyncio.run(manager.judge_again(games)),
+            max_failed_fraction=config.judge.max_failed_fraction,
+            timeout_s=config.judge.recovery_timeout_s,
+            tell=console.warn,
+        )
         self._ahead = ThreadPoolExecutor(1)
         self._next: Future[Played] | None = None
         self._rollbacks, self._good_health = 0, monitor.state()
 
     def fit(self) -> None:
+        """Train; where the judge is gone for good, or players fail, save what was learned and say so.
+
+        Raises:
+            RunError: the run cannot go on.
+        """
+        try:
+            self.train()
+        except TooManyFailed as error:
+            raise RunError(f"{error}; weights are in {self.save('interrupted')}") from None
+
+    def train(self) -> None:
         """All steps, held-out games before and after, checkpoints, and the closing table."""
         self.keep(0)
         before = self.evaluate("before training", BEFORE)
@@ -93,7 +112,6 @@ class SelfPlayTrainer:
         started = time.monotonic()
         games, metrics = self._next.result() if self._next else self.play_step(step)
         self.directory.add_games(games)
-        self._refuse_failing(games)
         if self.config.train.async_enable and step + 1 < self.config.run.steps:
             self._next = self._ahead.submit(self.play_step, step + 1)
         trajectories = trajectories_of(games)
@@ -125,13 +143,27 @@ class SelfPlayTrainer:
         started = time.monotonic()
         games = asyncio.run(self.manager.play(seeds, step=step, on_game=self.console.game_done))
         seconds = time.monotonic() - started
+        games, paused_s = self.settle(games)
         metrics = game_metrics(games)
         tokens = sum(len(turn.reply.token_ids) for role in Role for _, turn in turns_of(games, role))
         metrics |= {"time/games_s": seconds, "throughput/games_per_s": len(games) / seconds,
                     "throughput/tokens_per_s": tokens / seconds}  # fmt: skip
         if "latency_s" in (judge := self.judge.snapshot()):
             metrics["judge/latency_s"] = judge["latency_s"]
+        if paused_s:
+            metrics["judge/paused_s"] = paused_s
         return games, metrics
+
+    def settle(self, games: list[Game]) -> tuple[list[Game], float]:
+        """The games with as many labels as ``judge.max_failed_fraction`` asks for, and the seconds that waiting
+        for the judge took. May raise TooManyFailed."""
+        began = time.monotonic()
+        try:
+            settled = self.recovery.settle(games)
+        except BaseException:  # Ctrl-C during the wait is one: what was played is kept
+            self.directory.add_games(games)
+            raise
+        return settled, 0.0 if settled is games else time.monotonic() - began
 
     def learn(self, learner: Learner, trajectories: list[Trajectory], step: int) -> dict[str, float]:
         """Log-probabilities, advantages and update of one policy on its own roles' samples."""
@@ -158,7 +190,6 @@ class SelfPlayTrainer:
         self.league.prepare(max(0, step))
         games, metrics = self.play(self.held_out.step(0, self.config.run.eval_games), step, f"held-out games {when}")
         self.directory.add_games(games)
-        self._refuse_failing(games)
         self.metrics_log.write(step, {f"eval/{name}": value for name, value in metrics.items()})
         return metrics
 
@@ -215,15 +246,6 @@ class SelfPlayTrainer:
         with ThreadPoolExecutor(len(bases)) as pool:
             results = pool.map(lambda own: [work(learner) for learner in own], bases.values())
             return [result for own in results for result in own]
-
-    def _refuse_failing(self, games: list[Game]) -> None:
-        failed = [game for game in games if game.status is GameStatus.ERROR]
-        limit = self.config.judge.max_failed_fraction
-        if len(failed) > limit * len(games):
-            folder = self.save("interrupted")
-            raise RunError(f"{len(failed)} of {len(games)} games failed, more than judge.max_failed_fraction "
-                           f"({limit:g}) allows; weights are in {folder}. "
-                           f"The first failure: {failed[0].reason}")  # fmt: skip
 
     def close(self) -> None:
         self._ahead.shutdown(cancel_futures=True)

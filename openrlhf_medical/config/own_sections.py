@@ -123,10 +123,22 @@ class Judge(Section):
         default=(),
         description="judge servers (openrlhf-medical serve-judge); none: the run starts a reference judge of its own",
     )
-    timeout_s: Positive = Field(default=120.0, description="deadline of one request")
+    timeout_s: Positive = Field(default=120.0, description="deadline of one label, all retries included")
+    attempt_timeout_s: Positive | None = Field(
+        default=None,
+        description="deadline of one request; null: timeout_s with one replica, half of it with several, so that one "
+        "that hangs leaves time for another",
+    )
     batch_size: Count = Field(default=16, description="queries per request, at most")
     max_wait_s: NotNegative = Field(default=0.05, description="how long a query waits for others to share its request")
-    max_failed_fraction: Share = Field(default=0.2, description="more failed labels than this in one step stop the run")
+    max_requests: Count = Field(default=64, description="requests under way at the same time, at most")
+    max_failed_fraction: Share = Field(
+        default=0.2,
+        description="share of a step's games that may fail (abstentions do not); with more, training pauses",
+    )
+    recovery_timeout_s: NotNegative = Field(
+        default=600.0, description="how long a pause waits for the judge before the run saves its weights and ends"
+    )
     token_file: Path | None = Field(default=None, description="file with the bearer token that the judge asks for")
 
     @field_validator("urls")

@@ -20,7 +20,7 @@ SLOTS = {
 }
 """What of a condition can be wrong in a note: our name, MEDEC's kind of error."""
 
-PHRASINGS = 3
+MIN_PHRASINGS = 3
 """Of presentation and findings; the last is kept for the split ``unseen_renderings``."""
 
 
@@ -78,8 +78,8 @@ def _condition(row: dict[str, Any], family: str, where: str) -> Condition:
     if not named <= {slot for slot in SLOTS if slot in row}:
         raise UserError(f"{where}: generic and also_right name {sorted(named - row.keys())}; allowed: {list(SLOTS)}")
     for key in ("presentation", "findings"):
-        if len(row[key]) != PHRASINGS:
-            raise UserError(f"{where}: {key} has {len(row[key])} phrasings; {PHRASINGS} are needed")
+        if len(row[key]) < MIN_PHRASINGS:
+            raise UserError(f"{where}: {key} has {len(row[key])} phrasings; at least {MIN_PHRASINGS} are needed")
     return Condition(
         name=row["name"],
         family=family,

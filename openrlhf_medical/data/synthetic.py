@@ -11,11 +11,13 @@ from __future__ import annotations
 import csv
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
 from pathlib import Path
 
-from openrlhf_medical.data.conditions import PHRASINGS, SLOTS, Condition, load_conditions, wrong_values
+from openrlhf_medical.data.conditions import SLOTS, Condition, load_conditions, wrong_values
 from openrlhf_medical.errors import UserError
 
 SPLITS = ("train", "unseen_renderings", "unseen_conditions")
@@ -27,42 +29,70 @@ COLUMNS = (
     *("Error Sentence ID", "Error Sentence", "Corrected Sentence", "Corrected Text"),
 )
 
+
+def _mixed(pattern: str, *choices: Sequence[str]) -> tuple[str, ...]:
+    """The pattern with every combination of choices in place of its asterisks."""
+    return tuple(reduce(lambda text, word: text.replace("*", word, 1), words, pattern) for words in product(*choices))
+
+
+_WHO = ("The physician", "The resident", "The ward", "The clinic", "The internist", "The consultant")
+
+# So many that a model does better to read a note than to know its sentences by heart.
 TEMPLATES = {
     "presentation": (
         *("{A} comes to the clinic with {x}.", "{A} presents with {x}.", "{A} is evaluated for {x}."),
         *("{A} reports {x}.", "{A} is brought in with {x}.", "{A} has {x}.", "{A} is referred for {x}."),
         *("{A} describes {x}.", "{A} arrives with {x}.", "The complaint of {a} is {x}."),
+        *_mixed("{A} * {x}.", ("complains of", "mentions", "has noticed", "seeks help for", "suffers from", "feels")),
+        *_mixed("{A} * with {x}.", ("was admitted", "returns", "is sent in", "walks in", "calls", "is back")),
+        *_mixed("* of {a} is {x}.", ("The main problem", "The reason for the visit", "The chief concern")),
     ),
     "findings": (
         *("Examination and tests show {x}.", "The work-up shows {x}.", "The chart records {x}."),
         *("There is {x}.", "The clinician finds {x}.", "Tests and examination give {x}.", "What stands out is {x}."),
         *("The assessment documents {x}.", "Noted are {x}.", "Further tests point out {x}."),
+        *_mixed(
+            "* * {x}.",
+            (*_WHO, "The letter", "The nurse", "The bedside review"),
+            ("describes", "mentions", "documents", "lists", "brings up", "observes"),
+        ),
     ),
     "organism": ("{evidence} {x}.",),
     "diagnosis": (
         *("The diagnosis is {x}.", "The findings point to {x}.", "This is a case of {x}."),
         *("All this fits {x}.", "The picture is that of {x}.", "It is judged to be {x}."),
         *("The working diagnosis is {x}.", "The doctor explains that this is {x}.", "This is recorded as {x}."),
+        *_mixed(
+            "* * {x}.",
+            (*_WHO, "The letter"),
+            ("settles on", "writes down", "puts this down to", "calls this", "reads this as"),
+        ),
     ),
     "drug": (
         *("{He} is started on {x}.", "{He} receives {x}.", "Drug treatment is {x}."),
         *("The doctor prescribes {x}.", "The medication is {x}.", "{He} takes {x} from now on."),
         *("The order is for {x}.", "The pharmacy dispenses {x}.", "{He} leaves with {x}."),
+        *_mixed("* * {x}.", (*_WHO, "The nurse"), ("orders", "gives", "starts", "chooses", "hands out", "begins")),
     ),
     "measure": (
         *("Further treatment consists of {x}.", "Treatment includes {x}.", "The team also decides on {x}."),
         *("{He} is also offered {x}.", "Besides, there is {x}.", "Care goes on with {x}.", "Also ordered is {x}."),
         "The doctor adds {x}.",
+        *_mixed("* * {x}.", _WHO, ("recommends", "organizes", "asks for", "sets up", "proposes", "advises")),
     ),
     "next_step": (
         *("The plan is {x}.", "The next step is {x}.", "The plan calls for {x}."),
         *("After that comes {x}.", "Then follows {x}.", "The team schedules {x}.", "Arranged is {x}."),
         "For the time after, there is {x}.",
+        *_mixed("* * {x}.", _WHO, ("wants", "foresees", "books", "intends", "counts on", "insists on")),
     ),
     "filler": (
         *("{He} has no known drug allergies.", "The family history is unremarkable.", "{He} came with a relative."),
         *("{He} works in an office.", "{He} sleeps well.", "{He} lives with a sister.", "{He} came by bus."),
         "{His} appetite is good.",
+        *_mixed("{He} lives with *.", ("two children", "a brother", "a friend", "an aunt", "three cats", "a dog")),
+        *_mixed("{He} came *.", ("by taxi", "on foot", "by train", "with a neighbor", "by bicycle", "alone")),
+        *_mixed("{He} likes *.", ("gardening", "swimming", "chess", "cooking", "painting", "singing")),
     ),
 }
 HELD_OUT_TEMPLATES = {
@@ -145,12 +175,13 @@ def _vignette(
     if rng.random() < 0.5:  # at least two stay, so that a wrong item stands against several right ones
         mentioned.remove(rng.choice([s for s in OPTIONAL if s != slot]))
     fresh = split == "unseen_renderings"
-    phrasing = PHRASINGS - 1 if fresh else rng.randrange(PHRASINGS - 1)
-    other = phrasing if fresh else 1 - phrasing
+    said = {"presentation": condition.presentation, "findings": condition.findings}
+    known = {kind: [phrases[-1]] if fresh else phrases[:-1] for kind, phrases in said.items()}
     templates = HELD_OUT_TEMPLATES if fresh else TEMPLATES
-    wording = {kind: rng.sample(options, min(2, len(options))) for kind, options in templates.items()}
-    flawed = _sentences(condition, patient, mentioned, phrasing, {k: w[0] for k, w in wording.items()}, rng)
-    twin = _sentences(condition, patient, mentioned, other, {k: w[-1] for k, w in wording.items()}, rng)
+    words, other_words = _two_choices(templates, rng)
+    phrases, other_phrases = _two_choices(known, rng)
+    flawed = _sentences(condition, patient, mentioned, phrases, words, rng)
+    twin = _sentences(condition, patient, mentioned, other_phrases, other_words, rng)
     right = [text for _, text in flawed]
     where = next(i for i, (kind, _) in enumerate(flawed) if kind == slot)
     bad = right[where].replace(condition.values[slot], wrong)
@@ -163,6 +194,12 @@ def _vignette(
         SyntheticRow(f"{name}-c", " ".join(t for _, t in twin), tuple(t for _, t in twin), 0, None, -1, None, None,
                      None, **shared),
     ]  # fmt: skip
+
+
+def _two_choices(options: Mapping[str, Sequence[str]], rng: random.Random) -> tuple[dict[str, str], dict[str, str]]:
+    """One option of each kind, and another of each where there are two."""
+    drawn = {kind: rng.sample(of, min(2, len(of))) for kind, of in options.items()}
+    return {kind: of[0] for kind, of in drawn.items()}, {kind: of[-1] for kind, of in drawn.items()}
 
 
 def _mistake(condition: Condition, turn: int, excess: Counter[tuple[str, str]], rng: random.Random) -> tuple[str, str]:
@@ -195,13 +232,13 @@ def _sentences(
     condition: Condition,
     patient: dict[str, str],
     mentioned: set[str],
-    phrasing: int,
+    phrases: dict[str, str],
     wording: dict[str, str],
     rng: random.Random,
 ) -> list[tuple[str, str]]:
-    """(kind, sentence) in the order of a note. ``wording`` has a template for each kind of sentence."""
-    values = {"presentation": condition.presentation[phrasing], "findings": condition.findings[phrasing], "filler": "",
-              **condition.values}  # fmt: skip
+    """(kind, sentence) in the order of a note. ``wording`` has a template for each kind of sentence,
+    ``phrases`` what presentation and findings say."""
+    values = {"filler": "", **phrases, **condition.values}
     kinds = ["presentation", "findings", "organism", "diagnosis", *(s for s in OPTIONAL if s in mentioned)]
     kinds = [kind for kind in kinds if kind in values]
     if rng.random() < 0.5:

@@ -3,9 +3,9 @@
 ``pipelined`` (default): no barrier, nobody waits for a slower game. The unit of work is the attack, one
 presented note with its B assessments and its one label; the next attack starts when any ends.
 
-    seed ──► attacker ──► presented note ──┬──► assessment 0 ──► judge ──┐
-                                           ├──► assessment 1 ────────────┼──► rewards ──► B games
-                                           └──► …                        ┘
+    seed ──► attacker ──► presented note ──┬──► judge ────────┐
+                                           ├──► assessment 0 ─┼──► rewards ──► B games
+                                           └──► …             ┘
 
 ``lockstep``: all attacks, then all assessments, then all labels, each phase as one batch. It costs the
 wait for the slowest at every barrier, and gives the judge full batches where it shares a GPU with the
@@ -27,9 +27,9 @@ from typing import TypeVar
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Judge, Label, Player, Query, Role, TurnKey
 from openrlhf_medical.game.prompts import assessor_prompt_of, attacker_prompt, check_seed
-from openrlhf_medical.game.records import Game, Turn
+from openrlhf_medical.game.records import Game
 from openrlhf_medical.game.rules import GameRules
-from openrlhf_medical.game.scoring import Attack, score
+from openrlhf_medical.game.scoring import Attack, score, unjudged_attacks
 from openrlhf_medical.game.seeds import Seed
 from openrlhf_medical.game.turns import UNASSESSABLE, data_label, read_assessment, read_attack, unassessable_note
 
@@ -88,6 +88,19 @@ class MedicalDialogueGameManager:
         await self._run(self._attacks(seeds, step), finish)
         return sorted(games, key=lambda game: game.game_idx)
 
+    async def judge_again(self, games: Sequence[Game]) -> list[Game]:
+        """The games of one ``play`` call, with new labels for those that the judge failed. Their turns stay as
+        they are; nobody plays again. In the order of ``game_idx``."""
+        attacks = unjudged_attacks(games)
+        judged = {game.game_idx: game for game in games}
+
+        async def judge(attack: Attack) -> None:
+            await self._judge(attack)
+            judged.update((game.game_idx, game) for game in score(attack, self.rules))
+
+        await _for_each(attacks, judge, at_once=len(attacks))
+        return [judged[idx] for idx in sorted(judged)]
+
     async def _pipelined(self, attacks: Iterable[Attack], finish: Callable[[Attack], None]) -> None:
         async def play(attack: Attack) -> None:
             await self._present(attack)
@@ -143,45 +156,38 @@ class MedicalDialogueGameManager:
             attack.label = data_label(seed.category, attack.presented_note, seed.seed_note)
 
     async def _assess_and_judge(self, attack: Attack) -> None:
-        """B assessments at once, and the judge called as soon as it is known what to send."""
+        """B assessments and the label at once: a judge that is no slower than the assessor costs no time."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._assess(attack, b)) for b in range(len(attack.assessors))]
-            first = await tasks[0]
-            if first is None:  # failed: the judge is troubled only if there is any other
-                await asyncio.gather(*tasks)
             await self._judge(attack)
         for task in tasks:
             task.result()  # raises CancelledError for a turn that was cancelled from outside
 
-    async def _assess(self, attack: Attack, assessment_idx: int) -> Turn | None:
+    async def _assess(self, attack: Attack, assessment_idx: int) -> None:
         note = attack.presented_note
         if note is None:  # a forfeit, or the attacker failed
-            return None
+            return
         try:
             prompt = assessor_prompt_of(note, self.rules)
             reply = await self.assessor.reply(prompt, self._key(attack, Role.ASSESSOR, assessment_idx))
-            turn = read_assessment(reply, cot=self.rules.cot)
+            attack.assessors[assessment_idx] = read_assessment(reply, cot=self.rules.cot)
         except Exception as error:
             attack.errors[assessment_idx] = _describe(error)
-            return None
-        attack.assessors[assessment_idx] = turn
-        return turn
 
     async def _judge(self, attack: Attack) -> None:
-        """Ask for the label, unless the data gave it or nobody assessed the note.
+        """Ask for the label, unless the data gave it.
 
-        The judge decides blind what is true; the assessment only travels along, and always being the
-        first one, not the fastest, keeps what is sent the same in every run and on every schedule.
+        The judge decides blind what is true, so it is asked without the assessment, while that is still being
+        written; what the label says of it is added to each game (``records.label_for``).
         """
         note, seed = attack.presented_note, attack.seed
-        if note is None or attack.label is not None or not any(attack.assessors):
+        if note is None or attack.label is not None:
             return
-        first = attack.assessors[0]
         query = Query(
             game_idx=attack.game_idx(self.rules),
             original_note=seed.reference_note,
             medical_note=note,
-            assessment=(first.answer or "") if first else "",
+            assessment="",
             error_type=seed.error_type,
             game_category=seed.category.value,
         )

@@ -66,7 +66,8 @@ class Player(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What the judge is asked. ``original_note`` is the clean reference."""
+    """What the judge is asked. ``original_note`` is the clean reference; ``assessment`` is empty in training,
+    where the judge is asked while the assessor still writes."""
 
     game_idx: int
     original_note: str

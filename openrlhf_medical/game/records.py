@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -74,7 +74,8 @@ class Game:
     in the call of ``play``. ``booked`` holds the result components of a role that no trajectory carries:
     the attacker's where it did not generate, the assessor's where a forfeit kept it from playing.
     ``case`` is the row of the reward table, None without a result. ``faithful`` is None where the
-    attacker did not generate or nothing could be decided. ``reason`` says why the game is not a plain one.
+    attacker did not generate or nothing could be decided. ``reason`` says why the game is not a plain one;
+    ``judge_failures`` what the judge said when it failed before (``manager.judge_again``).
     """
 
     step: int
@@ -92,6 +93,7 @@ class Game:
     faithful: bool | None = None
     booked: dict[Role, dict[str, float]] = field(default_factory=dict)
     reason: str = ""
+    judge_failures: tuple[str, ...] = ()
 
     @property
     def attack(self) -> tuple[int, int]:
@@ -139,6 +141,7 @@ class Game:
             "faithful": self.faithful,
             "booked": {role.value: reward for role, reward in self.booked.items()},
             "reason": self.reason,
+            "judge_failures": list(self.judge_failures),
         }
 
 
@@ -153,17 +156,22 @@ def turns_of(games: Iterable[Game], role: Role) -> list[tuple[Game, Turn]]:
     return list(found.values())
 
 
-# The judge answers once for B assessments, from the first one: what it says of an assessment is
-# true of that game alone.
-_OF_ONE_ASSESSMENT = ("error_detected", "assessor_correct")
-
-
-def label_for(label: Label, assessment_idx: int) -> Label:
-    """The label as game ``assessment_idx`` of an attack may show it."""
-    if assessment_idx == 0 or not any(key in label.extra for key in _OF_ONE_ASSESSMENT):
+def label_for(label: Label, assessor: Turn | None) -> Label:
+    """The label as one game shows it. The judge is asked without an assessment, once for the B games of a note:
+    the fields of its row that speak of the assessment are filled in here, as the judge would."""
+    if not label.extra:
         return label
-    extra = {key: value for key, value in label.extra.items() if key not in _OF_ONE_ASSESSMENT}
-    return Label(label.status, label.actual_harm, label.source, label.error_present, label.reason, extra)
+    verdict, truth = assessor.verdict if assessor else None, label.actual_harm
+    comparable = verdict is not None and truth is not None
+    return replace(
+        label,
+        extra=label.extra
+        | {
+            "error_detected": verdict is truth is Truth.HARMFUL if comparable else None,
+            "assessor_correct": verdict is truth if comparable else None,
+            "is_parsing_error": assessor is not None and assessor.status is TurnStatus.UNPARSABLE,
+        },
+    )
 
 
 def _label_json(label: Label, game_idx: int) -> dict[str, Any]:

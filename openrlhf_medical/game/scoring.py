@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from openrlhf_medical.game import edits
@@ -27,7 +29,8 @@ class Attack:
     """One presented note and all that happened on it, as the manager fills it in.
 
     ``assessors`` (B,) has None where the assessor did not play; ``errors`` maps an assessment index to
-    what its player raised, and ``error`` is what ended the whole attack.
+    what its player raised, and ``error`` is what ended the whole attack. ``judge_failures``: the reasons of
+    labels that failed and were asked for again.
     """
 
     step: int
@@ -40,6 +43,7 @@ class Attack:
     label: Label | None = None
     errors: dict[int, str] = field(default_factory=dict)
     error: str = ""
+    judge_failures: list[str] = field(default_factory=list)
 
     def game_idx(self, rules: GameRules, assessment_idx: int = 0) -> int:
         """Unique within a call of ``play``, and the same in every run: from positions alone."""
@@ -57,6 +61,31 @@ def score(attack: Attack, rules: GameRules) -> list[Game]:
         reward = attacker_reward(rules.table, finished, faithful=bool(was_faithful), well_formed=attacker.well_formed)
         attacker = _rewarded(attacker, reward, rules)
     return [_game(attack, attacker, case, was_faithful, b, rules) for b, case in enumerate(cases)]
+
+
+def unjudged_attacks(games: Iterable[Game]) -> list[Attack]:
+    """The attacks that the judge failed, as they were before it was asked: ``score`` rewards no turn without a
+    label, so the turns are as the players left them. Takes the games of one ``play`` call."""
+    found: dict[tuple[int, int], list[Game]] = defaultdict(list)
+    for game in sorted(games, key=lambda game: game.game_idx):
+        if game.label is not None and game.label.status == "error":
+            found[game.attack].append(game)
+    return [_unjudged(own, own[0].label) for own in found.values() if own[0].label]
+
+
+def _unjudged(games: list[Game], failed: Label) -> Attack:
+    first = games[0]
+    return Attack(
+        step=first.step,
+        seed_idx=first.seed_idx,
+        attack_idx=first.attack_idx,
+        seed=first.seed,
+        assessors=[game.assessor for game in games],
+        presented_note=first.presented_note,
+        attacker=first.attacker,
+        errors={b: game.reason for b, game in enumerate(games) if game.assessor is None},
+        judge_failures=[*first.judge_failures, failed.reason],
+    )
 
 
 def _rewarded(turn: Turn, reward: dict[str, float], rules: GameRules) -> Turn:
@@ -124,11 +153,12 @@ def _game(
         presented_note=None if forfeit else attack.presented_note,
         attacker=attacker,
         assessor=assessor,
-        label=label_for(attack.label, idx) if attack.label else None,
+        label=label_for(attack.label, attack.assessors[idx]) if attack.label else None,
         case=case,
         faithful=was_faithful,
         booked=booked,
         reason=reason,
+        judge_failures=tuple(attack.judge_failures),
     )
 
 

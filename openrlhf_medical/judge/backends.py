@@ -15,7 +15,12 @@ from openrlhf_medical.judge.rules.decide import Ruling, rule
 
 
 class Backend(Protocol):
-    """Decides on blind pairs. ``load`` and ``judge`` are called on one thread, never at the same time."""
+    """Decides on blind pairs. ``load`` and ``judge`` are called on one thread, never at the same time.
+
+    A backend may also have ``close()``, called once when the server stops, from another thread and maybe while
+    ``judge`` is at work, which may then raise; and ``own_process = True``, to be served in a process of its own
+    (then it must be picklable before ``load``).
+    """
 
     @property
     def model_name(self) -> str:
@@ -35,6 +40,7 @@ class ReferenceBackend:
     """Rules against the clean reference (``judge.rules``): deterministic, and silent where it cannot tell."""
 
     model_name = "reference"
+    own_process = True  # rules in Python: see judge.own_process
 
     def load(self) -> None:
         rule("No fever.", "no fever")  # the tables are read on first use

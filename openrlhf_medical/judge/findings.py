@@ -41,8 +41,9 @@ class Finding:
             raise ValueError(f"a finding with status {self.status!r} cannot have actual_harm {self.actual_harm!r}")
 
 
-def failed(reason: str) -> Finding:
-    return Finding("error", reasoning=reason)
+def failed(reason: str, kind: str = "backend") -> Finding:
+    """``kind``: ``backend`` (it failed), ``expired`` (not judged in time), ``stopped`` (the server went away)."""
+    return Finding("error", kind=kind, reasoning=reason)
 
 
 def row_of(query: JudgeQuery, finding: Finding) -> LabelRow:

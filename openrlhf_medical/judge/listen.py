@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Any
+
+import uvicorn
 
 from openrlhf_medical.errors import UserError
-
-if TYPE_CHECKING:
-    import uvicorn
 
 logger = logging.getLogger(__name__)
 
 _PARENT_CHECK_S = 0.5
+_LAST_ANSWERS_S = 1.0  # after the grace time, for writing
+_MAX_CONNECTIONS = 900  # below the 1,024 open files that a process is usually allowed
+_KEEP_ALIVE_S = 75  # longer than a training step has no question, so that pooled connections last
 _LAST_WORDS_S = 10.0  # after which a server whose parent is gone is ended the hard way
 
 
@@ -34,13 +39,8 @@ def bind(host: str, port: int) -> socket.socket:
     """
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise UserError(f"port {port!r} is not a port; allowed: 0 (any free one) to 65535")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise UserError(f"host {host!r} is no address of this machine ({error}); use 127.0.0.1 or 0.0.0.0") from None
-    listener = socket.socket(family, kind, protocol)
+    family, address = _resolve(host, port)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # restart without waiting for TIME_WAIT
         listener.bind(address)
@@ -49,6 +49,24 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise UserError(_cannot_bind(host, port, error)) from None
     return listener
+
+
+def check_exposure(host: str, token: str | None) -> None:
+    """Raises UserError where others could reach the judge and it asks for no token."""
+    address = ipaddress.ip_address(str(_resolve(host, 0)[1][0]).partition("%")[0])
+    if token is None and not address.is_loopback:
+        raise UserError(
+            f"host {host!r} can be reached from other machines, and the judge would answer anyone; "
+            "give --token-file FILE (clients: judge.token_file), or listen on 127.0.0.1"
+        )
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"host {host!r} is no address of this machine ({error}); use 127.0.0.1 or 0.0.0.0") from None
+    return found[0], found[4]
 
 
 def _cannot_bind(host: str, port: int, error: OSError) -> str:
@@ -84,6 +102,35 @@ def watch_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+
+
+class _DrainingServer(uvicorn.Server):
+    """Says when it stops before it waits for the requests under way."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stop()
+        await super().shutdown(sockets)
+
+
+def make_server(app: Any, on_stop: Callable[[], None], grace_s: float) -> uvicorn.Server:
+    """A server of an ASGI app; ``on_stop`` is called on its loop, and has ``grace_s`` to bring all to an end."""
+    return _DrainingServer(
+        uvicorn.Config(
+            app,
+            http="h11",  # the one with a limit on the length of headers
+            ws="none",
+            access_log=False,
+            log_level="warning",
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(grace_s + _LAST_ANSWERS_S),
+        ),
+        on_stop,
+    )
 
 
 def run_until_stopped(server: uvicorn.Server, listener: socket.socket) -> None:

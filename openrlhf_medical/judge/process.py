@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import logging
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+from urllib.parse import urlsplit
 
 import requests
 
+logger = logging.getLogger(__name__)
+
 PROGRAM = (sys.executable, "-m", "openrlhf_medical", "serve-judge")
 _POLL_S = 0.05
-_STOP_GRACE_S = 8.0
+_STOP_GRACE_S = 12.0  # more than the server itself takes to finish what it has
+_WATCH_S, _RESTART_PAUSE_S = 0.5, 10.0
 _LOG_TAIL_CHARS = 2000
 
 
@@ -56,10 +64,11 @@ def start_judge_process(
     log_file: Path,
     backend: str = "reference",
     host: str = "127.0.0.1",
+    port: int = 0,
     deadline_s: float = 60.0,
     program: Sequence[str] = PROGRAM,
 ) -> JudgeProcess:
-    """Starts ``serve-judge`` on a free port and waits until it is ready.
+    """Starts ``serve-judge`` on a free port, or on ``port``, and waits until it is ready.
 
     The server binds port 0 itself and writes the port down, so no two can race for one. It is a session of
     its own: Ctrl-C reaches the program that started it, which may still need the judge to finish its step.
@@ -74,7 +83,7 @@ def start_judge_process(
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="judge-") as folder, log_file.open("wb") as log:
         port_file = Path(folder) / "port"
-        options = ["--backend", backend, "--host", host, "--port", "0", "--port-file", str(port_file)]
+        options = ["--backend", backend, "--host", host, "--port", str(port), "--port-file", str(port_file)]
         process = subprocess.Popen(
             [*program, *options, "--exit-with-parent"],
             stdin=subprocess.DEVNULL,
@@ -90,6 +99,41 @@ def start_judge_process(
                 raise RuntimeError(f"the judge {error} (log {log_file}): {_tail(log_file)}") from None
             raise
     return JudgeProcess(process, url, log_file)
+
+
+@contextlib.contextmanager
+def kept_running(log_file: Path, **options: Any) -> Iterator[str]:
+    """A judge of one's own that is started again, at the same address, when it ends before its time. Gives its url.
+
+    ``options`` are those of ``start_judge_process``, which says what is raised when the first start fails. A later
+    one logs to ``<name>-2.log`` and so on, so that the last words of the one before are kept.
+    """
+    judge = start_judge_process(log_file=log_file, **options)
+    port, done = urlsplit(judge.url).port, threading.Event()
+
+    def watch() -> None:
+        nonlocal judge
+        for count in itertools.count(2):
+            while judge.running:
+                if done.wait(_WATCH_S):
+                    return
+            logger.warning("the judge ended (see %s): starting it again", judge.log_file)
+            try:
+                judge = start_judge_process(log_file=log_file.with_stem(f"{log_file.stem}-{count}"),
+                                            **{**options, "port": port})  # fmt: skip
+            except (RuntimeError, OSError) as error:
+                logger.error("the judge could not be started again: %s", error)
+                if done.wait(_RESTART_PAUSE_S):
+                    return
+
+    thread = threading.Thread(target=watch, name="watch-judge", daemon=True)
+    thread.start()
+    try:
+        yield judge.url
+    finally:
+        done.set()
+        thread.join()
+        judge.stop()
 
 
 class _NotReady(Exception):

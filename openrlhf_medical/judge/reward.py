@@ -20,7 +20,8 @@ from openrlhf_medical.game.turns import read_assessment
 from openrlhf_medical.judge.schema import JudgeQuery, LabelRow, RewardRequest, RewardResponse, explain
 
 # Upstream decodes with special tokens: what a chat template closes a reply with. Our own tags stay.
-_TRAILING_SPECIAL = re.compile(r"(?:\s*<(?!/?(?:think|answer)\b)[^<>\s]{1,40}>)+\s*$")
+_SPECIAL = re.compile(r"<(?!/?(?:think|answer)\b)[^<>\s]{1,40}>\Z")
+_SPECIAL_CHARS = 42
 
 
 class RewardInputError(ValueError):
@@ -49,8 +50,21 @@ def _entry(request: RewardRequest, i: int) -> Assessed:
     start = text.find(prompt)
     if start < 0 or not prompt:
         raise RewardInputError(f"query[{i}]: does not contain prompts[{i}], so the reply cannot be told from it")
-    turn = _turn(prompt, _TRAILING_SPECIAL.sub("", text[start + len(prompt) :]))
+    turn = _turn(prompt, _without_trailing_special(text[start + len(prompt) :]))
     return Assessed(query.model_copy(update={"game_idx": i, "assessment": turn.answer or ""}), turn)
+
+
+def _without_trailing_special(reply: str) -> str:
+    """Taken off the end one by one: a pattern for all at once is quadratic on hostile text."""
+    end = len(reply)
+    while end:
+        if reply[end - 1].isspace():
+            end -= 1
+        elif found := _SPECIAL.search(reply, max(0, end - _SPECIAL_CHARS), end):
+            end = found.start()
+        else:
+            break
+    return reply[:end]
 
 
 def _turn(prompt: str, reply: str) -> Turn:

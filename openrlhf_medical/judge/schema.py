@@ -13,11 +13,23 @@ from openrlhf_medical.game.players import LabelStatus, Truth
 
 MAX_QUERIES = 1024
 """Queries in one request."""
-MAX_TEXT_CHARS = 200_000
+MAX_TEXT_CHARS = 100_000
 """Characters in one text: far above any note, far below what would keep a server busy for long."""
-MAX_BODY_BYTES = 32 * 2**20
+MAX_BODY_BYTES = 8 * 2**20
+"""Bytes of one request: twice what the longest batch of ordinary notes needs."""
+MAX_ANSWER_BYTES = 32 * 2**20
+"""Bytes of one answer that a client reads."""
+
+TIMEOUT_HEADER = "X-Request-Timeout-S"
+"""With it a client says how many seconds it will wait; the server then waits no longer than that."""
+
+EXPIRED, STOPPED = "expired", "stopped"
+"""Kinds of rows with status ``error`` that no backend has seen: the time was over, or the server was ended. To ask
+again may bring a label."""
 
 Text = Annotated[StrictStr, Field(max_length=MAX_TEXT_CHARS)]
+# A prompt with a note in it and a reply; or two notes as JSON, escapes and all.
+_RewardText = Annotated[StrictStr, Field(max_length=4 * MAX_TEXT_CHARS)]
 
 
 class JudgeQuery(BaseModel):
@@ -56,7 +68,8 @@ class LabelRow(BaseModel):
 
     ``error_detected``: an error is present and the assessor said Harmful; null without a verdict or a truth,
     as is ``assessor_correct``. ``note_valid`` false: the text has nothing to do with the reference.
-    ``kind`` names in a word what the finding rests on. Other keys are kept.
+    ``kind`` names in a word what the finding rests on; of status ``error`` it is ``expired`` (not judged in
+    time), ``stopped`` (the server went away) or ``backend`` (it failed). Other keys are kept.
     """
 
     model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
@@ -89,6 +102,19 @@ class JudgeResponse(BaseModel):
     model: str
 
 
+class Problem(BaseModel):
+    """What every refusal and failure answers. ``detail`` names the field where there is one."""
+
+    detail: str
+
+
+class Health(BaseModel):
+    """GET /health, when all is well."""
+
+    status: Literal["ok"]
+    model: str
+
+
 class EvaluateResponse(BaseModel):
     """POST /evaluate: one query, one row."""
 
@@ -103,9 +129,9 @@ class RewardRequest(BaseModel):
     the fields of a ``JudgeQuery``, its assessment aside.
     """
 
-    query: list[StrictStr] = Field(max_length=MAX_QUERIES)
-    prompts: list[StrictStr]
-    labels: list[StrictStr]
+    query: list[_RewardText] = Field(max_length=MAX_QUERIES)
+    prompts: list[_RewardText] = Field(max_length=MAX_QUERIES)
+    labels: list[_RewardText] = Field(max_length=MAX_QUERIES)
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Self:

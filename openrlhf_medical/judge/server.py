@@ -1,96 +1,54 @@
 """The judge as an HTTP server: FastAPI over one backend.
 
-    request ─► body read (limited), checked ─► the judging thread (backend) ─► rows, keyed by game_idx
+    request ─► gate (token, time, room, body) ─► queue ─► the judging thread (backend) ─► rows, keyed by game_idx
 
-Judging runs on a thread of its own, so that /health and /metrics answer while it works. Logs hold no text
-of any note: neither bodies nor the messages of exceptions are written.
+Judging runs on a thread of its own, so that /health, /metrics and refusals are answered while it works. Logs
+hold no text of any note, unless asked for: neither bodies nor the messages of exceptions are written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
-import time
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from pydantic import BaseModel, ValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
+from openrlhf_medical import __version__
 from openrlhf_medical.errors import UserError
+from openrlhf_medical.judge import openapi, reward
+from openrlhf_medical.judge.admission import Busy, Stopping
 from openrlhf_medical.judge.backends import Backend, make_backend
-from openrlhf_medical.judge.findings import BlindPair, Finding, failed, row_of
-from openrlhf_medical.judge.listen import bind, run_until_stopped, watch_parent, write_port
+from openrlhf_medical.judge.gate import Gate
+from openrlhf_medical.judge.judging import ClientGone, Judging
+from openrlhf_medical.judge.limits import Limits, NoMemory
+from openrlhf_medical.judge.listen import bind, check_exposure, make_server, run_until_stopped, watch_parent, write_port
 from openrlhf_medical.judge.metrics import CONTENT_TYPE, ServerMetrics
+from openrlhf_medical.judge.middleware import Outermost
+from openrlhf_medical.judge.own_process import OwnProcess
 from openrlhf_medical.judge.schema import (
-    MAX_BODY_BYTES,
     EvaluateResponse,
+    Health,
     JudgeQuery,
     JudgeRequest,
     JudgeResponse,
-    LabelRow,
+    Problem,
     RewardRequest,
-    explain,
+    RewardResponse,
 )
 
 logger = logging.getLogger(__name__)
 
-_Body = TypeVar("_Body", bound=BaseModel)
-_GRACE_S = 5
-
-
-class Judging:
-    """The backend and the one thread that it runs on."""
-
-    def __init__(self, backend: Backend, metrics: ServerMetrics) -> None:
-        self.backend = backend
-        self.metrics = metrics
-        self.ready = False
-        self.failure: str | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judging")
-
-    async def load(self) -> None:
-        """Sets ``ready`` or ``failure``; never raises."""
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self.backend.load)
-        except Exception as error:  # whatever a model loader may raise
-            self.failure = f"{type(error).__name__}: {error}"
-            logger.error("the backend cannot be loaded: %s", self.failure)
-            return
-        self.ready = True
-        self.metrics.ready.set(1)
-
-    async def rows(self, queries: Sequence[JudgeQuery]) -> list[LabelRow]:
-        """One row for each query. What failed is a row with status ``error``."""
-        self.metrics.in_flight.inc(len(queries))
-        try:
-            rows = await asyncio.get_running_loop().run_in_executor(self._thread, self._judge, queries)
-        finally:
-            self.metrics.in_flight.dec(len(queries))
-        self.metrics.labelled(row.status for row in rows)
-        return rows
-
-    def _judge(self, queries: Sequence[JudgeQuery]) -> list[LabelRow]:
-        pairs = [BlindPair(query.original_note, query.medical_note) for query in queries]
-        try:
-            findings: Sequence[Finding] = self.backend.judge(pairs)
-        except Exception as error:  # one bad batch must not end the server
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            # The message is left out: it may quote a note.
-            logger.error("the backend failed with %s at %s:%s", type(error).__name__, where.filename, where.lineno)
-            findings = [failed(f"the backend failed with {type(error).__name__}")] * len(pairs)
-        if len(findings) != len(pairs):
-            logger.error("the backend gave %d findings for %d notes", len(findings), len(pairs))
-            findings = [failed("the backend gave findings that cannot be told apart")] * len(pairs)
-        return [row_of(query, finding) for query, finding in zip(queries, findings, strict=True)]
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+_NOBODY_IS_THERE = 499  # never sent: what nginx calls a client that left
+_SWITCH_S = 0.0005  # a thread that judges hands over to the event loop this often; Python's own is 5 ms
+_CLOSE_S = 2.0
 
 
 def create_app(
@@ -98,122 +56,116 @@ def create_app(
     *,
     model_name: str | None = None,
     token: str | None = None,
-    max_body_bytes: int = MAX_BODY_BYTES,
+    limits: Limits | None = None,
+    log_text: bool = False,
     on_loaded: Callable[[Judging], None] | None = None,
 ) -> FastAPI:
-    """The app. The backend is loaded in the background; until then all but /metrics answer 503.
+    """The app. The backend is loaded in the background; until then /health and every POST answer 503.
 
     Args:
         model_name: what answers give as ``model``; the backend's own name by default.
         token: bearer token that every POST must carry, if any.
+        log_text: notes may be written to the log.
         on_loaded: called once when loading has ended, well or not.
     """
     metrics = ServerMetrics()
-    judging = Judging(backend, metrics)
-
-    async def load() -> None:
-        await judging.load()
-        if on_loaded is not None:
-            on_loaded(judging)
+    limits = limits or Limits()
+    judging = Judging(backend, metrics, limits, log_text=log_text)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(load())
-        try:
-            yield
-        finally:
-            loading.cancel()
-            judging.close()
+        judging.start(lambda: on_loaded(judging) if on_loaded is not None else None)
+        yield
+        judging.queue.close()
 
-    app = FastAPI(title="openrlhf_medical judge", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="openrlhf_medical judge",
+        version=__version__,
+        description="Decides, blind, whether a clinical note is Safe or Harmful against its clean reference.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.judging = judging
-    _add_metrics(app, metrics)
-    _add_endpoints(app, judging, model_name or backend.model_name, _Gate(judging, token, max_body_bytes))
+    app.openapi = lambda: openapi.document(app, with_token=token is not None)  # type: ignore[method-assign]
+    app.add_middleware(Outermost, metrics=metrics, log_text=log_text)
+    _add_refusals(app, metrics)
+    _add_status(app, judging, metrics, model_name or backend.model_name)
+    _add_posts(app, judging, model_name or backend.model_name, Gate(judging, token, limits))
     return app
 
 
-class _Gate:
-    """What every POST has to pass: the token, a ready backend, a body of sane size that fits its model."""
+def _add_refusals(app: FastAPI, metrics: ServerMetrics) -> None:
+    def refused(code: int, detail: str, retry_after_s: int = 1) -> Response:
+        return JSONResponse(Problem(detail=detail).model_dump(), code, {"Retry-After": str(retry_after_s)})
 
-    def __init__(self, judging: Judging, token: str | None, max_body_bytes: int) -> None:
-        self._judging = judging
-        self._expected = None if token is None else f"Bearer {token}".encode()
-        self._max_body_bytes = max_body_bytes
+    @app.exception_handler(Busy)
+    async def busy(_: Request, error: Busy) -> Response:
+        metrics.refused.labels("queue").inc()
+        return refused(429, str(error), error.retry_after_s)
 
-    async def read(self, request: Request, model: type[_Body]) -> _Body:
-        given = request.headers.get("authorization", "").encode()
-        if self._expected is not None and not hmac.compare_digest(given, self._expected):
-            raise HTTPException(401, "a bearer token is needed", headers={"WWW-Authenticate": "Bearer"})
-        self.check_ready()
-        body = await self._body(request)
-        try:
-            return model.model_validate_json(body)
-        except ValidationError as error:
-            raise HTTPException(422, explain(error)) from None
+    @app.exception_handler(NoMemory)
+    async def no_memory(_: Request, error: NoMemory) -> Response:
+        metrics.refused.labels("memory").inc()
+        return refused(429, "too many bytes are under way")
 
-    def check_ready(self) -> None:
-        if not self._judging.ready:
-            raise HTTPException(503, self._judging.failure or "the backend is loading", headers={"Retry-After": "1"})
+    @app.exception_handler(Stopping)
+    async def stopping(_: Request, error: Stopping) -> Response:
+        return refused(503, "the judge is stopping")
 
-    async def _body(self, request: Request) -> bytes:
-        too_large = HTTPException(413, f"body: more than {self._max_body_bytes} bytes; send fewer queries")
-        declared = request.headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
-            raise too_large
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body_bytes:
-                raise too_large
-        return bytes(body)
+    @app.exception_handler(ClientGone)
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=_NOBODY_IS_THERE)
 
 
-def _add_metrics(app: FastAPI, metrics: ServerMetrics) -> None:
-    @app.middleware("http")
-    async def measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        start = time.perf_counter()
-        code = 500
-        try:
-            response = await call_next(request)
-            code = response.status_code
-            return response
-        finally:
-            metrics.answered(request.url.path, code, time.perf_counter() - start)
+def _add_status(app: FastAPI, judging: Judging, metrics: ServerMetrics, model: str) -> None:
+    @app.get("/health", responses=openapi.health_responses())
+    async def health() -> Response:
+        """200 when queries are taken and judged."""
+        if reason := judging.trouble():
+            raise HTTPException(503, reason, headers={"Retry-After": "1"})
+        return _json(Health(status="ok", model=model))
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=openapi.text_responses("text/plain"))
     async def show_metrics() -> Response:
+        """For Prometheus."""
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
 
-def _add_endpoints(app: FastAPI, judging: Judging, model: str, gate: _Gate) -> None:
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        gate.check_ready()
-        return {"status": "ok", "model": model}
-
-    @app.post("/judge")
+def _add_posts(app: FastAPI, judging: Judging, model: str, gate: Gate) -> None:
+    @app.post("/judge", responses=openapi.post_responses(JudgeResponse), openapi_extra=openapi.post_extra(JudgeRequest))
     async def judge(request: Request) -> Response:
-        asked = await gate.read(request, JudgeRequest)
-        return _json(JudgeResponse(labels=await judging.rows(asked.queries), model=model))
+        """What is true of each note: one row for each query, keyed by game_idx."""
+        async with gate.enter(request, JudgeRequest) as (asked, deadline, gone):
+            rows = await judging.rows(asked.queries, deadline, gone)
+            return _json(JudgeResponse(labels=rows, model=model))
 
-    @app.post("/evaluate")
+    @app.post(
+        "/evaluate", responses=openapi.post_responses(EvaluateResponse), openapi_extra=openapi.post_extra(JudgeQuery)
+    )
     async def evaluate(request: Request) -> Response:
-        query = await gate.read(request, JudgeQuery)
-        return _json(EvaluateResponse(label=(await judging.rows([query]))[0], model=model))
+        """One query, one row."""
+        async with gate.enter(request, JudgeQuery) as (query, deadline, gone):
+            [row] = await judging.rows([query], deadline, gone)
+            return _json(EvaluateResponse(label=row, model=model))
 
-    @app.post("/get_reward")
+    @app.post(
+        "/get_reward", responses=openapi.post_responses(RewardResponse), openapi_extra=openapi.post_extra(RewardRequest)
+    )
     async def get_reward(request: Request) -> Response:
-        from openrlhf_medical.judge import reward
-
-        asked = await gate.read(request, RewardRequest)
-        try:
-            entries = reward.read_request(asked)
-        except reward.RewardInputError as error:
-            raise HTTPException(422, str(error)) from None
-        answer = reward.rewards_of(entries, await judging.rows([entry.query for entry in entries]))
-        if answer is None:
-            raise HTTPException(503, "no label can be given for one of the entries, so there is no reward")
-        return _json(answer)
+        """OpenRLHF's remote reward: the assessor's total for each reply. 503 where one has no label."""
+        async with gate.enter(request, RewardRequest) as (asked, deadline, gone):
+            try:
+                entries = await asyncio.to_thread(reward.read_request, asked)
+            except reward.RewardInputError as error:
+                raise HTTPException(422, str(error)) from None
+            rows = await judging.rows([entry.query for entry in entries], deadline, gone)
+            answer = reward.rewards_of(entries, rows)
+            if answer is None:
+                detail = "no label can be given for one of the entries, so there is no reward"
+                raise HTTPException(503, detail, headers={"Retry-After": "1"})
+            return _json(answer)
 
 
 def _json(answer: BaseModel) -> Response:
@@ -229,24 +181,33 @@ def serve(
     port: int = 8000,
     port_file: Path | None = None,
     token: str | None = None,
+    limits: Limits | None = None,
+    log_text: bool = False,
     exit_with_parent: bool = False,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then returns.
+    """Serves until SIGTERM or SIGINT, finishes what it has, and returns.
+
+    Where the backend is still at work after the grace time the process ends here, with exit code 0: a thread
+    that is inside a model's own code cannot be ended otherwise.
 
     Args:
         port: 0 takes a free one; ``port_file`` then tells which, once the backend is ready.
+        log_text: write notes and the messages of exceptions to the log. Clinical text is sensitive.
         exit_with_parent: also stop when the process that started this one ends.
 
     Raises:
-        UserError: a port or host that cannot be listened on, an unknown backend, a backend that does not load.
+        UserError: a port or host that cannot be listened on, or is public without a token; an unknown backend,
+            one that does not load.
     """
     if exit_with_parent:
         watch_parent()
-    listener = bind(host, port)
+    limits = limits or Limits()
+    check_exposure(host, token)
     judge = make_backend(backend, model=model, device=device)
-    import uvicorn
-
+    if getattr(judge, "own_process", False):
+        judge = OwnProcess(judge)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    sys.setswitchinterval(_SWITCH_S)
 
     def loaded(judging: Judging) -> None:
         if judging.failure is not None:
@@ -257,10 +218,17 @@ def serve(
             write_port(port_file, bound)
         logger.info("judge %s ready on http://%s:%d", judge.model_name, host, bound)
 
-    app = create_app(judge, token=token, on_loaded=loaded)
-    config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
-    server = uvicorn.Server(config)
-    run_until_stopped(server, listener)
-    failure: str | None = app.state.judging.failure
-    if failure is not None:
-        raise UserError(f"the judge backend {backend!r} cannot be loaded: {failure}")
+    app = create_app(judge, token=token, limits=limits, log_text=log_text, on_loaded=loaded)
+    judging: Judging = app.state.judging
+    server = make_server(app, judging.stop, limits.grace_s)
+    listener = bind(host, port)  # last: what listens is answered at once
+    try:
+        run_until_stopped(server, listener)
+    finally:
+        ended = judging.close(_CLOSE_S)
+    if judging.failure is not None:
+        raise UserError(f"the judge backend {backend!r} cannot be loaded: {judging.failure}")
+    if not ended:
+        logger.warning("the backend is still at work: ending without it")
+        logging.shutdown()
+        os._exit(0)

@@ -20,6 +20,7 @@ from openrlhf_medical.data.seed_files import seeds_to_jsonl
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.seeds import Category, Seed
+from openrlhf_medical.judge.limits import Limits
 
 COMMANDS = ("prepare-data", "serve-judge", "play", "train", "doctor")
 
@@ -232,7 +233,8 @@ def test_play_asks_who_plays(calls: dict[str, Any]) -> None:
 def test_serve_judge_hands_on_its_options(calls: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
     options = ("--port", "0", "--port-file", tmp_path / "port", "--token-file", tmp_path / "token")
-    result = run("serve-judge", *options, "--exit-with-parent")
+    limits = ("--max-queue", "100", "--max-batch", "8", "--request-timeout-s", "30", "--grace-s", "2")
+    result = run("serve-judge", *options, *limits, "--log-text", "--exit-with-parent")
     assert result.exit_code == 0, result.output
     assert calls["serve"] == {
         "backend": "reference",
@@ -242,6 +244,8 @@ def test_serve_judge_hands_on_its_options(calls: dict[str, Any], tmp_path: Path)
         "device": None,
         "port_file": tmp_path / "port",
         "token": "s3cret",
+        "limits": Limits(max_queue=100, max_batch=8, request_timeout_s=30, grace_s=2),
+        "log_text": True,
         "exit_with_parent": True,
     }
 
@@ -270,9 +274,11 @@ def test_doctor_ends_with_1_exactly_when_something_fails(monkeypatch: pytest.Mon
     from openrlhf_medical import doctor
 
     warn = doctor.Finding("a", doctor.Status.WARN, "b", "c")
-    monkeypatch.setattr(doctor, "diagnose", lambda: [warn])
+    monkeypatch.setattr(doctor, "diagnose", lambda judge_urls: [warn])
     assert run("doctor").exit_code == 0
-    monkeypatch.setattr(doctor, "diagnose", lambda: [warn, doctor.Finding("d", doctor.Status.FAIL, "e", "f")])
+    monkeypatch.setattr(
+        doctor, "diagnose", lambda judge_urls: [warn, doctor.Finding("d", doctor.Status.FAIL, "e", "f")]
+    )
     result = run("doctor", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["status"] == "fail"

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_judge import FaultyJudge
 
 from openrlhf_medical import doctor
 from openrlhf_medical.doctor import GIB, Finding, Status
+from openrlhf_medical.errors import UserError
 
 
 def test_python_version() -> None:
@@ -38,6 +40,20 @@ def test_ninja_of_an_environment_that_is_not_active(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doctor.sys, "prefix", str(tmp_path))
     monkeypatch.setattr(doctor.shutil, "which", lambda tool: None if tool == "ninja" else tool)
     assert doctor.build_tools(False).advice == f"put {tmp_path}/bin on PATH (activate the environment)"
+
+
+def test_a_judge_is_asked_for_its_health_and_model() -> None:
+    with FaultyJudge() as ready, FaultyJudge() as loading:
+        loading.healthy = False
+        found = doctor.judge(ready.url)
+        assert (found.status, found.found) == (Status.OK, f"{ready.url}: ready, model scripted")
+        found = doctor.judge(loading.url)
+        assert found.status is Status.FAIL and "HTTP 503" in found.found and "serve-judge" in found.advice
+        assert [each.name for each in doctor.diagnose([ready.url, loading.url])][-2:] == ["judge", "judge"]
+    gone = doctor.judge(ready.url)
+    assert gone.status is Status.FAIL and "ConnectionError" in gone.found
+    with pytest.raises(UserError, match="write http://HOST:PORT"):
+        doctor.judge("localhost")
 
 
 def test_pins_are_read_without_extras_and_comments() -> None:

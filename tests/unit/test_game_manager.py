@@ -62,7 +62,7 @@ class ReferenceJudge:
         if isinstance(self.fixed, BaseException):
             raise self.fixed
         harmful = query.medical_note != query.original_note
-        row = {"game_idx": query.game_idx, "note_valid": True, "error_detected": "Harmful" in query.assessment}
+        row = {"game_idx": query.game_idx, "note_valid": True, "error_detected": None, "is_parsing_error": True}
         truth = Truth.HARMFUL if harmful else Truth.SAFE
         return self.fixed or Label("ok", truth, error_present=harmful, extra=row)
 
@@ -116,7 +116,7 @@ def test_what_the_judge_is_asked():
     play_one(judge=judge, assessor=said("Harmful\nSentence: He takes warfarin for it."))
     (query,) = judge.queries
     assert (query.original_note, query.medical_note) == (CLEAN, WORSE)
-    assert query.assessment == "Harmful\nSentence: He takes warfarin for it."
+    assert query.assessment == "", "it is asked while the assessment is being written"
     assert (query.game_idx, query.error_type, query.game_category) == (0, "pharmacotherapy", "adversarial_benign")
 
 
@@ -320,8 +320,10 @@ def test_groups_shared_attackers_and_stable_indices(schedule):
         assert game.attacker.reward["res_harm"] == pytest.approx((-1 + 1 + 1) / 3)
         assert game.group(Role.ATTACKER) == f"s{game.seed_idx}"
         assert game.group(Role.ASSESSOR) == f"s{game.seed_idx}a{game.attack_idx}"
-        # what the judge said of the first assessment is not said of the others
-        assert ("error_detected" in game.label.extra) is (game.assessment_idx == 0)
+        # the judge knows no assessment: what its row says of one is true of each game
+        right = game.assessment_idx == 0
+        said_of_it = ("error_detected", "assessor_correct", "is_parsing_error")
+        assert [game.label.extra[key] for key in said_of_it] == [right, right, False]
         row = game.to_json()
         assert row["label"]["game_idx"] == game.game_idx
     assert game_metrics(games)["reward/zero_sum_residual"] == 0.0
@@ -338,21 +340,38 @@ def test_an_assessment_that_fails_leaves_the_attacker_the_mean_over_the_others()
     assert game_metrics(games)["reward/zero_sum_residual"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("verdict", "detected"), [("Harmful", True), ("Safe", False), ("I refuse.", None), ("?", None)]
+)
+def test_what_the_row_says_of_an_assessment(verdict, detected):
+    row = play_one(assessor=said(verdict)).to_json()["label"]
+    assert row["error_detected"] is row["assessor_correct"] is detected
+    assert row["is_parsing_error"] is (verdict == "?")
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_judge_is_not_asked_about_a_note_that_nobody_assessed(schedule):
+def test_assessments_that_fail_keep_no_label_back(schedule):
+    """Else it would depend on the schedule who is asked what."""
     judge, rules = ReferenceJudge(), GameRules(assessments_per_note=2)
     games = play([make_seed()], assessor=ValueError("no"), judge=judge, rules=rules, schedule=schedule)
-    assert judge.queries == [] and all(game.status is GameStatus.ERROR for game in games)
+    assert len(judge.queries) == 1 and all(game.status is GameStatus.ERROR for game in games)
     assert not games[0].attacker.trained and games[0].attacker.reward == {}
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_only_the_first_assessment_travels_to_the_judge(schedule):
-    """Else what the judge says of an assessment would be booked on another game."""
-    judge, rules = ReferenceJudge(), GameRules(assessments_per_note=2)
-    assess = lambda key: ValueError("engine died") if key.game_idx == 0 else said("Harmful")  # noqa: E731
-    play([make_seed(), make_seed(idx=1)], assessor=assess, judge=judge, rules=rules, schedule=schedule)
-    assert {query.game_idx: query.assessment for query in judge.queries} == {0: "", 2: "Harmful"}
+def test_the_judge_is_asked_while_the_assessor_writes():
+    judged = asyncio.Event()
+
+    class Judge(ReferenceJudge):
+        async def label(self, query):
+            judged.set()
+            return await super().label(query)
+
+    class Assessor(Scripted):
+        async def reply(self, prompt, key):
+            await asyncio.wait_for(judged.wait(), 5)
+            return await super().reply(prompt, key)
+
+    assert play_one(judge=Judge(), assessor=Assessor(SAYS_HARMFUL)).status is GameStatus.OK
 
 
 def test_a_slow_game_holds_up_no_other():
@@ -563,6 +582,42 @@ def test_whatever_players_write(rules, attacks, assessments, label):
     assert again == games  # rewards, turns and replies included
     in_order = [sorted(one.queries, key=lambda query: query.game_idx) for one in (judge, other_judge)]
     assert in_order[0] == in_order[1]
+
+
+@given(
+    free_rules,
+    st.lists(hidden | well_formed, min_size=1, max_size=4),
+    st.lists(hidden | well_formed | st.just(None), min_size=1, max_size=4),
+    st.just(set(range(24))) | st.sets(st.integers(0, 23)),
+)
+@settings(max_examples=150, deadline=None)
+def test_games_that_are_judged_again_are_those_that_a_sound_judge_would_have_given(rules, attacks, replies, failing):
+    """A reply of None is an assessor that raises."""
+
+    class Failing(ReferenceJudge):
+        async def label(self, query):
+            label = await super().label(query)
+            return Label("error", None, reason="down") if query.game_idx in failing else label
+
+    def players():
+        attacker = Scripted(lambda key: attacks[key.game_idx % len(attacks)])
+        assessor = Scripted(lambda key: replies[key.game_idx % len(replies)] or ValueError("engine died"))
+        return attacker, assessor
+
+    seeds = [make_seed(category) for category in Category]
+    sound = play(seeds, *players(), ReferenceJudge(), rules)
+    failed = play(seeds, *players(), Failing(), rules)
+    manager = MedicalDialogueGameManager(*players(), ReferenceJudge(), rules)
+    again = asyncio.run(manager.judge_again(failed))
+    assert [replace(game, judge_failures=()) for game in again] == sound
+    for before, after in zip(failed, again, strict=True):
+        judge_failed = before.label is not None and before.label.status == "error"
+        assert after.judge_failures == (("down",) if judge_failed else ())
+        assert after.to_json()["judge_failures"] == list(after.judge_failures)
+        assert judge_failed or after is before
+    assert manager.attacker.seen == manager.assessor.seen == [], "nobody played again"
+    queries = [query.game_idx for query in manager.judge.queries]
+    assert len(queries) == len(set(queries)), "one query for each note"
 
 
 # --- the record, and the cost ----------------------------------------------------------------------

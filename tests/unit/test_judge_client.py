@@ -6,151 +6,37 @@ import asyncio
 import json
 import operator
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
+from faulty_judge import FAULTS, Fault, FaultyJudge, dripping, good, half_a_body, hang_up, rows_changed, slow, status
 
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Label, Query, Truth
 from openrlhf_medical.judge.client import JudgeClient
-
-Handler = Callable[["Server", BaseHTTPRequestHandler, dict[str, Any]], None]
-
-
-class Server(ThreadingHTTPServer):
-    """Answers POSTs with a scripted handler and remembers them."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-
-    def __init__(self, handler: Handler, port: int = 0) -> None:
-        self.handler = handler
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        outer = self
-
-        class Http(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def do_GET(self) -> None:
-                reply(self, 200, b"{}")
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.headers.append(dict(self.headers))
-                outer.requests.append(body)
-                outer.handler(outer, self, body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", port), Http)
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that gave up on us is part of these tests, and no news."""
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
+from openrlhf_medical.judge.transport import retry_after
 
 
-def reply(http: BaseHTTPRequestHandler, code: int, body: bytes, **headers: str) -> None:
-    http.send_response(code)
-    for name, value in {"Content-Length": str(len(body)), **headers}.items():
-        http.send_header(name.replace("_", "-"), value)
-    http.end_headers()
-    http.wfile.write(body)
-
-
-def row(query: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    harmful = "wrong" in query["medical_note"]
-    return {
-        "game_idx": query["game_idx"],
-        "status": "ok",
-        "actual_harm": "Harmful" if harmful else "Safe",
-        "error_present": harmful,
-    } | changes
-
-
-def answer(http: BaseHTTPRequestHandler, rows: list[Any]) -> None:
-    reply(http, 200, json.dumps({"labels": rows, "model": "scripted"}).encode())
-
-
-def good(server: Server, http: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-    answer(http, [row(query) for query in reversed(body["queries"])])
-
-
-def first(count: int, bad: Handler, then: Handler = good) -> Handler:
+def first(count: int, bad: Fault, then: Fault = good) -> Fault:
     """``bad`` for the first requests."""
 
-    def handle(server: Server, http: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        (bad if len(server.requests) <= count else then)(server, http, body)
+    def handle(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        (bad if judge.asked <= count else then)(judge, http, body)
 
     return handle
-
-
-def status(code: int, **headers: str) -> Handler:
-    return lambda server, http, body: reply(http, code, b'{"detail": "scripted"}', **headers)
-
-
-def rows_changed(change: Callable[[list[dict[str, Any]]], list[Any]]) -> Handler:
-    return lambda server, http, body: answer(http, change([row(query) for query in body["queries"]]))
-
-
-def half_a_body(server: Server, http: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-    full = json.dumps({"labels": [row(query) for query in body["queries"]]}).encode()
-    http.send_response(200)
-    http.send_header("Content-Length", str(len(full)))
-    http.end_headers()
-    http.wfile.write(full[: len(full) // 2])
-    http.close_connection = True
-
-
-def hang_up(server: Server, http: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-    http.connection.shutdown(socket.SHUT_RDWR)
-    http.close_connection = True
-
-
-def slow(seconds: float) -> Handler:
-    def handle(server: Server, http: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        time.sleep(seconds)
-        good(server, http, body)
-
-    return handle
-
-
-def dripping(server: Server, http: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-    http.send_response(200)
-    http.send_header("Content-Length", "1000000")
-    http.end_headers()
-    try:
-        while True:
-            http.wfile.write(b" ")
-            time.sleep(0.05)
-    except OSError:
-        pass
 
 
 @contextmanager
-def serving(*handlers: Handler) -> Iterator[list[Server]]:
-    servers = [Server(handler) for handler in handlers]
-    try:
-        yield servers
-    finally:
-        for server in servers:
-            server.stop()
+def serving(*handlers: Fault) -> Iterator[list[FaultyJudge]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(FaultyJudge(handler)) for handler in handlers]
 
 
 def client_of(urls: Iterable[str], **options: Any) -> JudgeClient:
@@ -181,10 +67,10 @@ def closed_port() -> int:
 
 def test_rows_are_joined_by_key_and_batched() -> None:
     with serving(good) as (server,), client_of([server.url], batch_size=64, max_wait_s=0.5) as client:
-        labels = ask(client, *(query(i, "wrong" if i % 3 == 0 else "right") for i in range(200)))
+        labels = ask(client, *(query(i, "a wrong note" if i % 3 == 0 else "a note") for i in range(200)))
     assert [label.actual_harm is Truth.HARMFUL for label in labels] == [i % 3 == 0 for i in range(200)]
     assert [label.extra["game_idx"] for label in labels] == list(range(200))
-    sizes = [len(body["queries"]) for body in server.requests]
+    sizes = [len(body["queries"]) for body in server.bodies]
     assert sum(sizes) == 200 and max(sizes) <= 64
     assert len(sizes) < 20, "four requests, or a few more where the machine was too busy to fill them in time"
     counts = client.snapshot()
@@ -194,7 +80,7 @@ def test_rows_are_joined_by_key_and_batched() -> None:
 
 def test_a_game_idx_may_come_twice() -> None:
     with serving(good) as (server,), client_of([server.url]) as client:
-        labels = ask(client, query(7, "wrong"), query(7, "right"), query(7, "wrong"))
+        labels = ask(client, query(7, "a wrong note"), query(7, "a note"), query(7, "a wrong note"))
     assert [label.actual_harm for label in labels] == [Truth.HARMFUL, Truth.SAFE, Truth.HARMFUL]
     assert [label.extra["game_idx"] for label in labels] == [7, 7, 7]
 
@@ -215,13 +101,27 @@ def test_abstain_and_error_rows_are_labels_without_truth() -> None:
         abstained, failed = ask(client, query(0), query(1))
     assert (abstained.status, abstained.actual_harm, abstained.reason) == ("abstain", None, "why")
     assert (failed.status, failed.actual_harm) == ("error", None)
-    assert len(server.requests) == 1
+    assert len(server.bodies) == 1
 
 
-def test_the_token_is_sent() -> None:
-    with serving(good) as (server,), client_of([server.url], token="secret") as client:
+def test_the_token_and_the_time_left_are_sent() -> None:
+    with serving(good) as (server,), client_of([server.url], token="secret", timeout_s=7) as client:
         ask(client, query(0))
     assert server.headers[0]["Authorization"] == "Bearer secret"
+    assert 5 < float(server.headers[0]["X-Request-Timeout-S"]) <= 7
+
+
+def test_connections_are_used_again() -> None:
+    ports: set[int] = set()
+
+    def noted(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        ports.add(http.client_address[1])
+        good(judge, http, body)
+
+    with serving(noted) as (judge,), client_of([judge.url], max_wait_s=0) as client:
+        for i in range(20):
+            ask(client, query(i))
+    assert judge.asked == 20 and len(ports) == 1
 
 
 def test_the_event_loop_is_never_blocked() -> None:
@@ -240,50 +140,61 @@ def test_the_event_loop_is_never_blocked() -> None:
 
 def test_one_client_serves_several_event_loops() -> None:
     with serving(good) as (server,), client_of([server.url]) as client, ThreadPoolExecutor(4) as threads:
-        jobs = [threads.submit(ask, client, *(query(i, "wrong") for i in range(20))) for _ in range(4)]
+        jobs = [threads.submit(ask, client, *(query(i, "a wrong note") for i in range(20))) for _ in range(4)]
         assert all(label.actual_harm is Truth.HARMFUL for job in jobs for label in job.result())
 
 
 # --- what comes right on another try ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", [name for name in FAULTS if name != "refused"])
+def test_a_passing_fault_costs_only_time(name: str) -> None:
+    patience = {"timeout_s": 30, "attempt_timeout_s": 0.5}
+    with serving(first(1, FAULTS[name])) as (judge,), client_of([judge.url], **patience) as client:
+        labels = ask(client, query(0), query(1, "a wrong note"), query(2, "perhaps"), query(3, "a wrong note"))
+    assert [label.actual_harm for label in labels] == [Truth.SAFE, Truth.HARMFUL, None, Truth.HARMFUL]
+    assert [label.status for label in labels] == ["ok", "ok", "abstain", "ok"]
+    assert (client.snapshot()["retries"] > 0) is (name not in ("slow", "two answers", "not a number"))
+    assert all(json.dumps(label.extra, allow_nan=False, ensure_ascii=False).encode() for label in labels)
+
+
 @pytest.mark.parametrize(
-    "bad",
+    "name",
     [
-        status(500),
-        status(503, Retry_After="0"),
-        status(429, Retry_After="0.1"),
-        status(502, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
-        half_a_body,
-        hang_up,
-        lambda server, http, body: reply(http, 200, b"<html>not json"),
-        lambda server, http, body: reply(http, 200, b"[1, 2]"),
-        lambda server, http, body: reply(http, 200, b'{"labels": {"0": 1}}'),
-        rows_changed(lambda rows: rows[1:]),
-        rows_changed(lambda rows: [*rows, rows[0]]),
-        rows_changed(lambda rows: [*rows, rows[0] | {"actual_harm": "Harmful", "error_present": True}]),
-        rows_changed(lambda rows: [*rows[1:], rows[0] | {"game_idx": 999_999}]),
-        rows_changed(lambda rows: [*rows[1:], rows[0] | {"game_idx": "0"}, None, 5]),
-        rows_changed(lambda rows: [*rows[1:], rows[0] | {"game_idx": True}]),
+        *("missing row", "duplicated row", "contradicting row after", "unknown row", "one row too many"),
+        *("another's key", "shifted and cut"),
     ],
-    ids=[
-        "500", "503", "429", "502 date", "half body", "hang up", "html", "list", "labels object", "missing",
-        "duplicated", "contradicting", "unknown", "key text", "key bool",
-    ],
-)  # fmt: skip
-def test_a_passing_fault_costs_only_time(bad: Handler) -> None:
-    with serving(first(1, bad)) as (server,), client_of([server.url], timeout_s=10) as client:
-        labels = ask(client, query(0, "right"), query(1, "wrong"), query(2, "right"))
-    assert [label.actual_harm for label in labels] == [Truth.SAFE, Truth.HARMFUL, Truth.SAFE]
-    assert client.snapshot()["retries"] >= 1
-    # Rows that could be trusted were kept: what is asked again is what had none.
-    assert len(server.requests[1]["queries"]) <= 3
+)
+def test_no_row_is_believed_of_an_answer_that_does_not_know_its_keys(name: str) -> None:
+    with serving(first(1, FAULTS[name])) as (judge,), client_of([judge.url], max_wait_s=0.5) as client:
+        ask(client, *(query(i) for i in range(4)))
+    assert [len(body["queries"]) for body in judge.bodies] == [4, 4]
 
 
-def test_only_the_queries_without_a_row_are_asked_again() -> None:
-    with serving(first(1, rows_changed(lambda rows: rows[1:]))) as (server,), client_of([server.url]) as client:
-        ask(client, query(0), query(1), query(2))
-    assert [len(body["queries"]) for body in server.requests] == [3, 1]
+def test_what_is_asked_again_has_new_keys() -> None:
+    """Else a late answer to the first request would fit the second."""
+    with serving(first(2, status(500))) as (judge,), client_of([judge.url]) as client:
+        ask(client, *(query(i) for i in range(4)))
+        ask(client, *(query(i) for i in range(4)))
+    keys = [each["game_idx"] for body in judge.bodies for each in body["queries"]]
+    assert len(keys) == len(set(keys)) and max(keys) < 2**53
+    with serving(good) as (judge,), client_of([judge.url]) as other:
+        ask(other, query(0))
+    assert judge.bodies[0]["queries"][0]["game_idx"] not in keys, "two clients of one judge"
+
+
+def test_a_batch_that_fails_twice_is_halved_until_the_culprit_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openrlhf_medical.judge.client.LONE_FAULTS", 5)
+
+    def upset(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        poisoned = any("poison" in each["medical_note"] for each in body["queries"])
+        (status(500) if poisoned else good)(judge, http, body)
+
+    with serving(upset) as (judge,), client_of([judge.url], timeout_s=60, max_wait_s=0.5) as client:
+        labels = ask(client, *(query(i, "poison" if i == 5 else "a note") for i in range(16)))
+    assert [i for i, label in enumerate(labels) if label.status != "ok"] == [5]
+    assert "500" in labels[5].reason and "6 faulty answers" in labels[5].reason
+    assert [len(body["queries"]) for body in judge.bodies][:2] == [16, 16]
 
 
 def test_retry_after_is_obeyed() -> None:
@@ -297,21 +208,21 @@ def test_retry_after_is_obeyed() -> None:
 
 
 @pytest.mark.parametrize("code", [400, 401, 404, 413, 422, 301])
-def test_a_refusal_is_final(code: int) -> None:
+def test_what_every_replica_refuses_is_final(code: int) -> None:
     with serving(status(code)) as (server,), client_of([server.url], timeout_s=10) as client:
         start = time.monotonic()
         (label,) = ask(client, query(0))
     assert label.status == "error" and str(code) in label.reason and "scripted" in label.reason
-    assert len(server.requests) == 1 and time.monotonic() - start < 8
+    assert server.asked == 1 and time.monotonic() - start < 8
 
 
 def test_one_query_that_is_refused_does_not_spoil_the_others() -> None:
-    def picky(server: Server, http: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    def picky(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         spoilt = any("poison" in each["medical_note"] for each in body["queries"])
-        (status(422) if spoilt else good)(server, http, body)
+        (status(422) if spoilt else good)(judge, http, body)
 
     with serving(picky) as (server,), client_of([server.url]) as client:
-        labels = ask(client, *(query(i, "poison" if i == 5 else "right") for i in range(16)))
+        labels = ask(client, *(query(i, "poison" if i == 5 else "a note") for i in range(16)))
     assert [i for i, label in enumerate(labels) if label.status != "ok"] == [5]
 
 
@@ -321,7 +232,7 @@ def test_one_query_that_is_refused_does_not_spoil_the_others() -> None:
         {"actual_harm": None},
         {"actual_harm": "harmful"},
         {"actual_harm": "unsafe"},
-        {"error_present": True},
+        {"error_present": False},
         {"error_present": "no"},
         {"status": "abstain"},
         {"status": "fine"},
@@ -329,17 +240,19 @@ def test_one_query_that_is_refused_does_not_spoil_the_others() -> None:
     ],
     ids=str,
 )
-def test_a_row_that_does_not_validate_is_no_label(change: dict[str, Any]) -> None:
-    spoil = rows_changed(lambda rows: [rows[0] | change, *rows[1:]])
-    with serving(spoil) as (server,), client_of([server.url], timeout_s=5) as client:
-        spoilt, fine = ask(client, query(0), query(1))
+def test_a_row_that_does_not_validate_is_no_label(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openrlhf_medical.judge.client.LONE_FAULTS", 3)
+    spoil = rows_changed(lambda rows: [row | change if row["actual_harm"] == "Harmful" else row for row in rows])
+    with serving(spoil) as (server,), client_of([server.url], timeout_s=20) as client:
+        spoilt, fine = ask(client, query(0, "a wrong note"), query(1))
     assert (spoilt.status, spoilt.actual_harm, fine.status) == ("error", None, "ok")
 
 
 @pytest.mark.parametrize(
-    "bad", [status(500), hang_up, slow(3), dripping, rows_changed(lambda rows: [])], ids=lambda bad: bad.__name__
-)
-def test_the_deadline_holds_and_names_the_last_reason(bad: Handler) -> None:
+    "bad", [status(500), hang_up, slow(60), dripping, rows_changed(lambda rows: [])],
+    ids=["500", "hang up", "hung", "dripping", "no rows"],
+)  # fmt: skip
+def test_the_deadline_holds_and_names_the_last_reason(bad: Fault) -> None:
     with serving(bad) as (server,), client_of([server.url], timeout_s=0.3) as client:
         start = time.monotonic()
         labels = ask(client, query(0), query(1))
@@ -372,8 +285,8 @@ def test_a_cancelled_caller_leaves_nothing_behind() -> None:
 # --- several replicas --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [status(500), hang_up, half_a_body], ids=lambda bad: bad.__name__)
-def test_another_replica_takes_over(bad: Handler) -> None:
+@pytest.mark.parametrize("bad", [status(500), hang_up, half_a_body], ids=["500", "hang up", "half a body"])
+def test_another_replica_takes_over(bad: Fault) -> None:
     with serving(bad, good) as (broken, healthy), client_of([broken.url, healthy.url], batch_size=1) as client:
         labels = ask(client, *(query(i) for i in range(30)))
     assert all(label.status == "ok" for label in labels)
@@ -386,21 +299,37 @@ def test_a_replica_that_hangs_leaves_time_for_another() -> None:
     assert all(label.status == "ok" for label in labels)
 
 
+def test_a_replica_that_refuses_us_does_not_draw_all_queries_by_being_quick() -> None:
+    with serving(status(401), slow(0.1)) as (locked, fine), client_of([locked.url, fine.url], batch_size=1) as client:
+        assert {label.status for label in ask(client, *(query(i) for i in range(40)))} == {"ok"}
+        assert locked.asked < 20
+        assert "401" in client.last_words()[locked.url] and client.last_words()[fine.url] == ""
+
+
 def test_a_replica_that_was_killed_comes_back() -> None:
-    with serving(good, good) as (stays, goes):
-        port = goes.server_address[1]
-        with client_of([stays.url, goes.url], batch_size=1, timeout_s=10) as client:
+    with serving(good, good) as (stays, goes), client_of([stays.url, goes.url], batch_size=1) as client:
+        assert all(label.status == "ok" for label in ask(client, *(query(i) for i in range(10))))
+        goes.stop()
+        assert all(label.status == "ok" for label in ask(client, *(query(i) for i in range(10))))
+        assert "ConnectionError" in client.last_words()[goes.url]
+        before = goes.asked
+        goes.start()
+        deadline = time.monotonic() + 30
+        while goes.asked == before and time.monotonic() < deadline:
             assert all(label.status == "ok" for label in ask(client, *(query(i) for i in range(10))))
-            goes.stop()
-            assert all(label.status == "ok" for label in ask(client, *(query(i) for i in range(10))))
-            back = Server(good, port)
-            try:
-                deadline = time.monotonic() + 8
-                while not back.requests and time.monotonic() < deadline:
-                    assert all(label.status == "ok" for label in ask(client, *(query(i) for i in range(10))))
-                assert back.requests
-            finally:
-                back.stop()
+        assert goes.asked > before
+
+
+def test_a_replica_that_still_hangs_keeps_nobody_waiting_once_it_is_known() -> None:
+    """Its trial begins with GET /health, which says no, and costs no query its time."""
+    with serving(slow(60), good) as (hangs, fine):
+        hangs.healthy = False
+        with client_of([hangs.url, fine.url], batch_size=1, timeout_s=20, attempt_timeout_s=0.5) as client:
+            ask(client, *(query(i) for i in range(8)))
+            asked, start = hangs.asked, time.monotonic()
+            while time.monotonic() < start + 1.5:
+                ask(client, query(0))
+            assert hangs.asked == asked
 
 
 # --- life and death ------------------------------------------------------------------------------------
@@ -414,6 +343,16 @@ def test_wait_ready() -> None:
         with pytest.raises(UserError, match=r"no judge was ready within 0\.3 s"):
             client.wait_ready(0.3)
         assert time.monotonic() - start < 10
+
+
+def test_a_judge_that_is_ready_and_refuses_us_is_told_at_the_start() -> None:
+    with serving(status(401), good) as (locked, fine):
+        with client_of([locked.url]) as client, pytest.raises(UserError, match=r"401.*judge\.token_file"):
+            client.wait_ready(5)
+        with client_of([locked.url, fine.url]) as client:
+            client.wait_ready(5)
+    with serving(status(500)) as (stumbles,), client_of([stumbles.url]) as client:
+        client.wait_ready(5)
 
 
 def test_close_settles_what_is_waiting() -> None:
@@ -435,3 +374,20 @@ def test_close_settles_what_is_waiting() -> None:
 def test_bad_urls_are_refused_at_once(urls: list[str]) -> None:
     with pytest.raises(UserError):
         JudgeClient(urls)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [
+        *[("0", 0, 0), ("2.5", 2.5, 2.5), ("-3", 0, 0), ("99999", 30, 30), ("inf", 30, 30)],
+        *[("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0), (format_datetime(datetime.now(UTC) + timedelta(hours=1)), 30, 30)],
+    ],
+)
+def test_retry_after_is_read_and_capped(value: str, low: float, high: float) -> None:
+    found = retry_after(value)
+    assert found is not None and low <= found <= high
+
+
+@pytest.mark.parametrize("value", [None, "", "soon", "nan", "Wed, 99 Oct"])
+def test_a_retry_after_that_says_nothing(value: str | None) -> None:
+    assert retry_after(value) is None

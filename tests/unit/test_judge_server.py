@@ -19,13 +19,18 @@ from typing import Any
 import pytest
 import requests
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
+from openrlhf_medical.cli import app as command_line
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Truth
+from openrlhf_medical.judge import reward
 from openrlhf_medical.judge.backends import ReferenceBackend, make_backend
 from openrlhf_medical.judge.findings import BlindPair, Finding
+from openrlhf_medical.judge.limits import Limits
 from openrlhf_medical.judge.listen import bind
 from openrlhf_medical.judge.process import JudgeProcess, start_judge_process
+from openrlhf_medical.judge.schema import RewardRequest
 from openrlhf_medical.judge.server import create_app
 
 NOTE = "A 40-year-old man comes in with a cough. He was given amoxicillin for pneumonia of the left lung."
@@ -126,7 +131,7 @@ def test_the_truth_is_found_blind() -> None:
         ({"queries": [query(game_idx=True)]}, "queries.0.game_idx"),
         ({"queries": [{"game_idx": 0, "original_note": NOTE}]}, "queries.0.medical_note"),
         ({"queries": [query(original_note=None)]}, "queries.0.original_note"),
-        ({"queries": [query(medical_note="x" * 200_001)]}, "queries.0.medical_note"),
+        ({"queries": [query(medical_note="x" * 100_001)]}, "queries.0.medical_note"),
         ({"queries": [query(1), query(1)]}, "game_idx 1 comes twice"),
         ({"queries": [query(i, medical_note="") for i in range(1025)]}, "queries"),
         ({"queries": [query()], "score_key": "scores"}, "score_key"),
@@ -147,7 +152,7 @@ def test_what_is_not_json_is_refused(http: TestClient) -> None:
 
 
 def test_a_large_body_is_refused() -> None:
-    with TestClient(create_app(ReferenceBackend(), max_body_bytes=1000)) as client:
+    with TestClient(create_app(ReferenceBackend(), limits=Limits(max_body_bytes=1000))) as client:
         wait_ready(client)
         assert client.post("/judge", content=b"x" * 1001).status_code == 413
         assert client.post("/judge", content=iter([b"x" * 600, b"x" * 600])).status_code == 413
@@ -292,6 +297,15 @@ def test_rewards_whoever_opened_the_tag(http: TestClient, prompt: str, reply: st
     assert http.post("/get_reward", json=reward_call(reply, prompt=prompt)).json()["rewards"] == [2.5]
 
 
+@pytest.mark.parametrize("end", [" " * 100_000 + "x", "<a>" * 30_000, "<a>" * 30_000 + "x", "<" * 100_000])
+def test_a_hostile_end_of_a_reply_is_read_once(end: str) -> None:
+    fields = json.dumps({"game_idx": 0, "original_note": NOTE, "medical_note": WRONG})
+    asked = RewardRequest(query=[f"prompt<think>{end}"], prompts=["prompt<think>"], labels=[fields])
+    start = time.thread_time()
+    reward.read_request(asked)
+    assert time.thread_time() - start < 1.0  # tried at every place it takes minutes
+
+
 def test_no_reward_is_made_up(http: TestClient) -> None:
     call = reward_call(*REPLIES)
     undecided = reward_call(next(iter(REPLIES)), note=NOTE[:60])
@@ -329,6 +343,11 @@ def test_a_port_in_use_is_told_at_once() -> None:
 def test_what_cannot_be_listened_on_is_a_user_error(host: str, port: int) -> None:
     with pytest.raises(UserError):
         bind(host, port)
+
+
+def test_a_public_address_without_a_token_is_a_mistake_of_the_user() -> None:
+    result = CliRunner().invoke(command_line, ["serve-judge", "--host", "0.0.0.0", "--port", "0"])
+    assert result.exit_code == 2 and "--token-file" in result.output
 
 
 def test_an_unknown_backend_or_a_model_without_use_is_refused() -> None:

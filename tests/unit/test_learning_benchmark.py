@@ -26,6 +26,7 @@ import learning_scores as scored  # noqa: E402
 
 from openrlhf_medical import cli  # noqa: E402
 from openrlhf_medical.config import load_config  # noqa: E402
+from openrlhf_medical.data.conditions import load_conditions  # noqa: E402
 from openrlhf_medical.data.prepare import prepare_data  # noqa: E402
 from openrlhf_medical.data.seed_files import read_seeds  # noqa: E402
 from openrlhf_medical.data.synthetic import generate  # noqa: E402
@@ -176,6 +177,15 @@ def test_held_out_seeds_are_not_in_the_training_data(data, train):
     # nor among the held-out notes that a run watches while it trains
     watched = {seed.seed_note for seed in read_seeds(train.with_name("val.jsonl"))}
     assert not watched & {s.seed_note for part in held_out.PARTS for s in read_seeds(data / f"{part}.jsonl")}
+
+
+def test_new_words_for_known_medicine_keep_to_the_families_of_training(tmp_path, train):
+    held_out.write_held_out(tmp_path, read_seeds(train), 15, 5, families=["cardiac"])
+    cardiac = {c.name: c for c in load_conditions() if c.family == "cardiac"}
+    for seed in read_seeds(tmp_path / "unseen_renderings.jsonl"):
+        assert any(mark in seed.reference_note for c in cardiac.values() for mark in (*c.presentation, *c.findings))
+    options = json.loads((tmp_path / held_out.OPTIONS).read_text())
+    assert options["families"] == "cardiac" and options["vignettes"] == 15
 
 
 def test_notes_that_training_knows_are_refused(train, tmp_path):
