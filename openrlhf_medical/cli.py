@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from openrlhf_medical.errors import RunError, UserError
+from openrlhf_medical.judge.audit.command_line import judge_audit
 
 if TYPE_CHECKING:
     from openrlhf_medical.config import RunConfig
@@ -215,6 +216,9 @@ def train(
     from openrlhf_medical import commands
 
     commands.train(settings)
+
+
+app.command("judge-audit")(judge_audit)
 
 
 @app.command("doctor")

@@ -116,7 +116,13 @@ def _units(text: str) -> str:
     text = re.sub(rf"{_ALONE}(\d+(?:\.\d+)?) ?mg\b(?!/)", lambda m: f"{float(m[1]) / 1000:g} g", text)
     text = re.sub(rf"{_ALONE}(\d+(?:\.\d+)?) ?kg\b(?!/)", lambda m: f"{float(m[1]) * 1000:.0f} g", text)
     text = re.sub(rf"{_ALONE}(\d+) weeks?\b", lambda m: f"{int(m[1]) * 7} days", text)
-    return re.sub(r"(\d\d(?:\.\d)?) ?°? ?C \(\d+(?:\.\d)? ?°? ?F\)", lambda m: f"{float(m[1]) * 1.8 + 32:.1f} F", text)
+    return re.sub(r"(\d\d(?:\.\d)?) ?°? ?C \((\d+(?:\.\d)?) ?°? ?F\)", _fahrenheit, text)
+
+
+def _fahrenheit(match: re.Match[str]) -> str:
+    """Where the note's two figures agree; to drop one of two that contradict each other says another thing."""
+    celsius, fahrenheit = float(match[1]), float(match[2])
+    return f"{match[2]} F" if abs(celsius * 1.8 + 32 - fahrenheit) <= 0.15 else match[0]
 
 
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
