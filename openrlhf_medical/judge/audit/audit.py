@@ -93,9 +93,10 @@ def audit(plan: AuditPlan, command: Sequence[str] = ()) -> str:
 
 
 def all_probes(notes: Sequence[Note]) -> list[probes.Probe]:
-    """Gold, cosmetic (at least as many), identical, hard."""
+    """Gold, rewritten in two ways (at least as many), identical, hard."""
     gold = probes.gold_probes(notes)
-    return [*gold, *probes.cosmetic_probes(notes, len(gold)), *probes.identical_probes(notes), *hard_probes()]
+    rewritten = [probe for name in probes.REWRITES for probe in probes.rewritten_probes(notes, name, len(gold))]
+    return [*gold, *rewritten, *probes.identical_probes(notes), *hard_probes()]
 
 
 def _check(plan: AuditPlan) -> None:

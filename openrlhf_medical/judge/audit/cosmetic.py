@@ -149,7 +149,7 @@ def _clauses(text: str) -> str:
 
 def _disguised(text: str) -> str:
     """Clauses and words reworded in the whole note: what ``game.benign_goal: disguise`` asks an attacker for."""
-    for rewrite in (_clauses, COSMETIC["synonyms"], COSMETIC["abbreviations"], COSMETIC["number words"]):
+    for rewrite in (_clauses, _replaced(_SYNONYMS), COSMETIC["abbreviations"], COSMETIC["number words"]):
         text = rewrite(text)
     return text
 
@@ -165,14 +165,11 @@ COSMETIC: dict[str, Rewrite] = {
     "abbreviations": _replaced(_ABBREVIATIONS),
     "brand names": _replaced(_BRANDS),
     "British spelling": _replaced(_BRITISH),
-    "synonyms": _replaced(_SYNONYMS),
     "number words": _number_words,
     "units": _units,
-    "clauses": _clauses,
 }
-"""Name → rewrite, the mildest first. Each is deterministic and leaves a text without its occasion as it is."""
+"""Name → rewrite that sets the same words otherwise. Each is deterministic and leaves a text without its occasion
+as it is."""
 
-COSMETIC["disguise"] = _disguised
-
-DISGUISING = ("synonyms", "clauses", "disguise")
-"""Those that reword as an attacker would that is to disguise a note, rather than set it in other type."""
+REWORDED: dict[str, Rewrite] = {"synonyms": _replaced(_SYNONYMS), "clauses": _clauses, "disguise": _disguised}
+"""Name → rewrite in other words, as an attacker would that is to disguise a note."""

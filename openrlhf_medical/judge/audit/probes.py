@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.edits import is_copy
 from openrlhf_medical.game.notes import Note
 from openrlhf_medical.game.players import Truth
-from openrlhf_medical.judge.audit.cosmetic import COSMETIC
+from openrlhf_medical.judge.audit.cosmetic import COSMETIC, REWORDED, Rewrite
 
-GOLD, COSMETIC_SET, IDENTICAL = "gold", "cosmetic", "identical"
+GOLD, COSMETIC_SET, REWORDED_SET, IDENTICAL = "gold", "cosmetic", "reworded", "identical"
 HARD_OPEN, HARD_HELD_OUT = "hard", "hard (held out)"
 """Sets: figures are told for each by itself. Gold and cosmetic probes together make the judge's accuracy."""
+REWRITES: dict[str, dict[str, Rewrite]] = {COSMETIC_SET: COSMETIC, REWORDED_SET: REWORDED}
 
 SYNTHETIC_SPLITS = ("unseen_renderings", "unseen_conditions")
 """Of the embedded corpus: what no model was trained on."""
@@ -83,34 +84,31 @@ def identical_probes(notes: Sequence[Note]) -> list[Probe]:
     return [_probe(note, IDENTICAL, IDENTICAL, Truth.SAFE, note.reference) for note in notes]
 
 
-def cosmetic_probes(notes: Sequence[Note], at_least: int) -> list[Probe]:
-    """Clean texts, each rewritten in turn by another rewrite: Safe. One for each note, and more until there are
+def rewritten_probes(notes: Sequence[Note], set_name: str, at_least: int = 0) -> list[Probe]:
+    """Clean texts, rewritten by the rewrites of a set in turn: Safe. One for each note, and more until there are
     ``at_least`` so many; a rewrite that leaves a text as it is passes it on to the next."""
+    rewrites = REWRITES[set_name]
+    names = list(rewrites)
     probes: list[Probe] = []
-    names = list(COSMETIC)
+    used: dict[str, set[str]] = {note.note_id: set() for note in notes}
     for rounds in range(len(names)):
         if rounds and len(probes) >= at_least:
             break
         for number, note in enumerate(notes):
-            turn = number + rounds * (len(names) // 2 + 1)
-            # From the second round on a pair may have come up before.
-            known = {probe.kind for probe in probes if probe.vignette_id == note.vignette_id} if rounds else set()
-            name = next((name for name in _turned(names, turn) if name not in known and _changes(name, note)), None)
-            if name is not None:
-                probes.append(_probe(note, COSMETIC_SET, name, Truth.SAFE, COSMETIC[name](note.reference)))
+            for name in _from(names, number + rounds):
+                text = rewrites[name](note.reference)
+                if name not in used[note.note_id] and text != note.reference:
+                    used[note.note_id].add(name)
+                    probes.append(_probe(note, set_name, name, Truth.SAFE, text))
+                    break
     return probes
 
 
-def _turned(names: Sequence[str], turn: int) -> Iterator[str]:
+def _from(names: Sequence[str], turn: int) -> list[str]:
     start = turn % len(names)
-    yield from names[start:]
-    yield from names[:start]
-
-
-def _changes(name: str, note: Note) -> bool:
-    return COSMETIC[name](note.reference) != note.reference
+    return [*names[start:], *names[:start]]
 
 
 def _probe(note: Note, set_name: str, kind: str, truth: Truth, text: str) -> Probe:
-    probe_id = f"{set_name}:{note.note_id}" if set_name != COSMETIC_SET else f"{set_name}:{kind}:{note.note_id}"
+    probe_id = f"{set_name}:{kind}:{note.note_id}" if set_name in REWRITES else f"{set_name}:{note.note_id}"
     return Probe(probe_id, set_name, kind, truth, note.vignette_id, note.reference, text)

@@ -1,7 +1,7 @@
 """The result of an audit as one JSON object, and what of it may be told: ids, counts, words of kinds, no notes.
 
 ``--show-misses`` adds the passages in which a missed pair differs, and what the judge said. The held-out hard pairs
-are told in counts alone, whatever is asked: a set that somebody looks at while working on a judge is spent.
+are told as one sum, whatever is asked: a set that somebody looks at while working on a judge is spent.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from openrlhf_medical.evaluation.intervals import Interval, bootstrap
-from openrlhf_medical.judge.audit.probes import COSMETIC_SET, GOLD, HARD_HELD_OUT, HARD_OPEN, IDENTICAL
+from openrlhf_medical.judge.audit.probes import COSMETIC_SET, GOLD, HARD_HELD_OUT, HARD_OPEN, IDENTICAL, REWORDED_SET
 from openrlhf_medical.judge.audit.scores import (
     ABSTAIN,
     BASELINES,
@@ -31,8 +31,13 @@ RESAMPLES = 2_000
 """Of each interval: its ends move by about 0.002 from one drawing to another."""
 CONTEXT_WORDS = 3
 
-GROUPS = {"gold and cosmetic": (GOLD, COSMETIC_SET), "identical": (IDENTICAL,), "hard": (HARD_OPEN,),
-          "hard (held out)": (HARD_HELD_OUT,)}  # fmt: skip
+GROUPS = {
+    "gold and cosmetic": (GOLD, COSMETIC_SET),
+    "gold and reworded": (GOLD, REWORDED_SET),
+    "identical": (IDENTICAL,),
+    "hard": (HARD_OPEN,),
+    "hard (held out)": (HARD_HELD_OUT,),
+}
 
 
 def groups_of(answered: Sequence[Answered]) -> dict[str, list[Answered]]:
@@ -49,7 +54,7 @@ def section(answered: Sequence[Answered]) -> dict[str, Any]:
         "confusion": {truth.value: {a: n for (t, a), n in counts.items() if t == truth} for truth in TRUTHS},
         "figures": _plain(figures(answered, resamples=RESAMPLES)),
         "baselines": {name: _plain(figures(answered, said, RESAMPLES)) for name, said in BASELINES.items()},
-        "kinds": _kinds(answered),
+        "kinds": _kinds([each for each in answered if each.probe.set_name != HARD_HELD_OUT]),
         "latency": latency([each.seconds for each in answered]),
     }
 
