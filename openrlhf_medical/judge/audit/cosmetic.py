@@ -20,7 +20,7 @@ _ABBREVIATIONS = (
     ("blood pressure", "BP"), ("history of", "h/o"), ("hypertension", "HTN"), ("shortness of breath", "SOB"),
     ("-year-old", " y/o"), ("within normal limits", "WNL"), ("emergency department", "ED"), ("MRI", "MR imaging"),
     ("electrocardiogram", "EKG"), ("intravenous", "IV"), ("complete blood count", "CBC"), ("mm Hg", "mmHg"),
-    ("type 2 diabetes mellitus", "T2DM"), ("urinary tract infection", "UTI"),
+    ("type 2 diabetes mellitus", "type 2 DM"), ("urinary tract infection", "UTI"),
 )  # fmt: skip
 
 _BRANDS = (
@@ -51,10 +51,11 @@ _SYNONYMS = (
 
 # Whole clauses said in another way, as an attacker would that is to disguise a note. (pattern, replacement)
 _AGED = r"((?:[^.,]{1,40} )?\d+-(?:year|month|week|day)-old (?:man|woman|boy|girl|infant))"
-_PLACE = r"(physician|emergency department|office|clinic|hospital)"
+_PLACE = r"(emergency department|office|clinic|hospital)"
 _CLAUSES: tuple[tuple[str, str], ...] = (
+    (rf"^An? {_AGED} (?:comes|presents) to the physician", r"The patient is a \1 who sees the physician"),
     (rf"^An? {_AGED} (?:comes|presents) to the {_PLACE}", r"The patient is a \1 who is seen in the \2"),
-    (rf"^An? {_AGED} is brought to the {_PLACE}", r"The patient is a \1 who has been taken to the \2"),
+    (rf"^An? {_AGED} is brought to the (physician|{_PLACE[1:]}", r"The patient is a \1 who has been taken to the \2"),
     (r"^(His|Her) temperature is ([\d.]+)", r"\1 measured body temperature was \2"),
     (r"(?<=, )pulse is (\d+)/min", r"the heart beats \1 times per minute"),
     (r"(?<=, )respirations are (\d+)/min", r"\1 breaths are counted per minute"),
@@ -108,7 +109,7 @@ def _typography(text: str) -> str:
 
 
 # A number on its own: no part of another one, and not the end of a range ("2 to 3 weeks").
-_ALONE = r"(?<![\w.,/-])(?<!to )(?<!or )(?<!and )(?<!- )"
+_ALONE = r"(?<![\w.,/-])(?<!\bto )(?<!\bor )(?<!\band )(?<!- )"
 
 
 def _units(text: str) -> str:
