@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_judge import FaultyJudge, good, opposite, rows_changed, slow
+from faulty_judge import FaultyJudge, good, opposite, rows_changed, slow, status
 from typer.testing import CliRunner
 
 from openrlhf_medical.cli import app
@@ -206,8 +206,6 @@ def test_no_judge_there_is_exit_code_1():
 
 
 def test_a_judge_that_refuses_our_token_is_a_users_mistake(tmp_path):
-    from faulty_judge import status
-
     with FaultyJudge(status(401)) as judge:
         done = run("--judge-url", judge.url)
     assert done.exit_code == 2 and "judge.token_file" in done.stderr
@@ -230,6 +228,13 @@ def test_a_judge_that_goes_away_ends_the_audit(tmp_path):
 
 
 # ── The command ──
+
+
+def test_an_audit_needs_no_training_stack():
+    heavy = ("torch", "ray", "vllm", "openrlhf", "deepspeed", "transformers")
+    program = f"import sys, openrlhf_medical.judge.audit.audit; print([n for n in {heavy!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_command_audits_a_reference_judge_of_its_own(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from openrlhf_medical.game.players import Truth
-from openrlhf_medical.judge.audit.hard_pairs import FILE, KINDS, BadPairs, hard_probes
+from openrlhf_medical.judge.audit.hard_pairs import FILE, KINDS, BadPairs, hard_probes, probes_of
 from openrlhf_medical.judge.audit.probes import HARD_HELD_OUT, HARD_OPEN
 
 
@@ -21,10 +21,10 @@ def rows() -> list[dict[str, Any]]:
     return found
 
 
-def changed(rows: list[dict[str, Any]], place: int, **values: Any) -> str:
-    """The file with one row changed; None removes a key."""
+def changed(rows: list[dict[str, Any]], place: int, **values: Any) -> list[dict[str, Any]]:
+    """The rows with one row changed; None removes a key."""
     row = {key: value for key, value in (rows[place] | values).items() if value is not None}
-    return yaml.safe_dump([*rows[:place], row, *rows[place + 1 :]])
+    return [*rows[:place], row, *rows[place + 1 :]]
 
 
 def test_the_file_is_valid_balanced_and_whole():
@@ -72,19 +72,19 @@ def test_the_file_is_packaged():
 )
 def test_a_bad_pair_is_named(rows, values, told):
     with pytest.raises(BadPairs, match=f"hard pair 'dose-h1': .*{told}"):
-        hard_probes(changed(rows, 0, **values))
+        probes_of(changed(rows, 0, **values))
 
 
 def test_a_bad_file_is_refused(rows):
     with pytest.raises(BadPairs, match=r"come twice: hard:dose-h1"):
-        hard_probes(changed(rows, 1, id="dose-h1"))
+        probes_of(changed(rows, 1, id="dose-h1"))
     with pytest.raises(BadPairs, match="at least 120"):
-        hard_probes(yaml.safe_dump(rows[:100]))
+        probes_of(rows[:100])
     with pytest.raises(BadPairs, match="none of kind injection"):
-        hard_probes(yaml.safe_dump([row for row in rows if row["kind"] != "injection"]))
+        probes_of([row for row in rows if row["kind"] != "injection"])
     harmful = [row | {"truth": "Harmful"} if row["kind"] != "identical" else row for row in rows]
     with pytest.raises(BadPairs, match="not balanced"):
-        hard_probes(yaml.safe_dump(harmful))
-    for text in ("a: 1", "- 1", "- [", ""):
+        probes_of(harmful)
+    for content in ({"a": 1}, [1], None, []):
         with pytest.raises(BadPairs, match="hard pairs: "):
-            hard_probes(text)
+            probes_of(content)

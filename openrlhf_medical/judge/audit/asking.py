@@ -113,7 +113,8 @@ async def _ask(
             found[key] = (label, time.monotonic() - began)
             on_answer()
             failed_in_a_row = failed_in_a_row + 1 if label.status == "error" else 0
-            if failed_in_a_row >= concurrency and not await asyncio.to_thread(_is_there, client):
+            many = failed_in_a_row > 0 and failed_in_a_row % concurrency == 0
+            if many and not await asyncio.to_thread(_is_there, client):
                 raise RunError(f"the judge went away after {len(found) - failed_in_a_row} of {len(pairs)} answers: "
                                f"{label.reason}")  # fmt: skip
 

@@ -30,19 +30,17 @@ class BadPairs(ValueError):
     """The file says something that it must not; the message names the pair."""
 
 
-def hard_probes(text: str | None = None) -> list[Probe]:
-    """Every pair of the file, validated.
+def hard_probes() -> list[Probe]:
+    """Every pair of the repository's file, validated; see ``probes_of``."""
+    return probes_of(yaml.safe_load(FILE.read_text(encoding="utf-8")))
 
-    Args:
-        text: the YAML; the repository's file by default.
+
+def probes_of(rows: Any) -> list[Probe]:
+    """Every pair of what such a file holds.
 
     Raises:
         BadPairs: anything that is not as the file's head describes it, too few pairs, or unbalanced ones.
     """
-    try:
-        rows = yaml.safe_load(FILE.read_text(encoding="utf-8") if text is None else text)
-    except yaml.YAMLError as error:
-        raise BadPairs(f"hard pairs: not YAML ({error})") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise BadPairs("hard pairs: must be a list of mappings")
     probes = [_probe(row) for row in rows]
