@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from openrlhf_medical.cli_judge import serve_judge
 from openrlhf_medical.errors import RunError, UserError
+from openrlhf_medical.judge.audit.command_line import judge_audit
 
 if TYPE_CHECKING:
     from openrlhf_medical.config import RunConfig
@@ -168,6 +169,9 @@ def train(
     from openrlhf_medical import commands
 
     commands.train(settings)
+
+
+app.command("judge-audit")(judge_audit)
 
 
 @app.command("doctor")

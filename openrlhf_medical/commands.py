@@ -20,6 +20,9 @@ from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.records import Game
 from openrlhf_medical.game.seeds import Category
 from openrlhf_medical.health import HealthLimits, HealthMonitor
+from openrlhf_medical.judge.audit.disguise import disguise_warning
+from openrlhf_medical.judge.audit.gold_watch import GoldWatch
+from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.learner.supervised import SupervisedExamples
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.pool import OpponentPool
@@ -61,6 +64,8 @@ def _train(
         assembly.judge_of(config, directory.folder) as judge,
         cluster.session(layout.bundles_needed(config)),
     ):
+        gold = _gold_watch(config, judge, seeds)
+        _warn_of_disguise(config, judge, console)
         starts = dict.fromkeys(Role, layout.model_of(config))
         if config.train.sft_warmup_steps and examples is not None:
             notes = SupervisedExamples(
@@ -78,14 +83,29 @@ def _train(
             cast[Role.ATTACKER], cast[Role.ASSESSOR], judge, config.rules(), schedule=config.rollout.schedule
         )
         league = League(opponents, layout.policy_names(config), _pool(config))
-        monitor = HealthMonitor(HealthLimits(**config.run.health.model_dump()), config.trained_roles)
+        limits = HealthLimits(**config.run.health.model_dump(), gold_accuracy_share=config.judge.probe_alarm)
+        monitor = HealthMonitor(limits, config.trained_roles)
         trainer = SelfPlayTrainer(
-            config, learners, league, manager, judge, seeds, held_out, monitor, directory, console
+            config, learners, league, manager, judge, seeds, held_out, monitor, directory, console, gold
         )
         try:
             trainer.fit()
         finally:
             trainer.close()
+
+
+def _gold_watch(config: RunConfig, judge: JudgeClient, seeds: SeedStream) -> GoldWatch | None:
+    settings = config.judge
+    if not settings.probe_every:
+        return None
+    return GoldWatch(
+        judge, seeds.all_seeds(), every=settings.probe_every, count=settings.probe_count, seed=config.train.seed
+    )
+
+
+def _warn_of_disguise(config: RunConfig, judge: JudgeClient, console: Console) -> None:
+    if warning := disguise_warning(config.game.benign_goal, config.game.mix.adversarial_benign, judge.health()):
+        console.warn(warning)
 
 
 def _pool(config: RunConfig) -> OpponentPool | None:
@@ -137,6 +157,7 @@ def play(config: RunConfig, *, models: dict[Role, str], num_samples: int, num_ep
     console = Console(num_episodes, output.with_suffix(".log"))
     each = config.vllm.num_engines * config.vllm.tensor_parallel_size
     with console, assembly.judge_of(config, output.parent) as judge, cluster.session(each * len(set(models.values()))):
+        _warn_of_disguise(config, judge, console)
         console.phase("starting engines (about half a minute)")
         engines = {model: casting.start_engine_pool(config, model, model) for model in sorted(set(models.values()))}
         casting.wait_for_engines(config, engines)

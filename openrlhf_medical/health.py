@@ -36,14 +36,16 @@ class Kind(StrEnum):
     EQUAL_REWARDS = "equal_rewards"
     SYNC_MISMATCH = "sync_mismatch"
     NOT_FINITE = "not_finite"
+    JUDGE_DRIFT = "judge_drift"
 
 
 LOST_ABILITIES = frozenset({Kind.FORMAT_COLLAPSE, Kind.NO_NOTE})
 """Conditions that an untrained weak model starts in, and that training is there to mend. They count only
 after a step in which the role was able (``HealthLimits.able_share``), that is, as something lost."""
 
-AT_ONCE = frozenset({Kind.NOT_FINITE})
-"""Conditions without noise to wait out: weights that became NaN do not come back."""
+AT_ONCE = frozenset({Kind.NOT_FINITE, Kind.JUDGE_DRIFT})
+"""Conditions without noise to wait out: weights that became NaN do not come back, and gold probes come only every
+few steps, while each step in between learns from a judge that errs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class HealthLimits:
                             good assessor's pairs are mostly equal too
     ``sync_nats``           mean |log-probability difference| per token between engine and policy. bf16 noise is
                             about 0.02; the trainer stops at 1
+    ``gold_accuracy_share`` balanced accuracy of the decided gold probes (``judge.probe_alarm``), below which the
+                            judge is not the one that it was
 
     Raises:
         UserError: on construction, for a value that is not allowed.
@@ -85,6 +89,7 @@ class HealthLimits:
     entropy_nats: float = 0.02
     equal_reward_share: float = 0.98
     sync_nats: float = 0.2
+    gold_accuracy_share: float = 0.8
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
@@ -193,7 +198,7 @@ def readings(
     games: Sequence[Game], metrics: Mapping[str, float], limits: HealthLimits, trained_roles: Sequence[Role]
 ) -> list[Reading]:
     """What one step says of every condition."""
-    found = [sync_mismatch(metrics, limits), not_finite("sync/", None, metrics)]
+    found = [sync_mismatch(metrics, limits), not_finite("sync/", None, metrics), judge_drift(metrics, limits)]
     for role in trained_roles:
         found += [
             format_collapse(role, games, limits),
@@ -276,6 +281,16 @@ def sync_mismatch(metrics: Mapping[str, float], limits: HealthLimits) -> Reading
         return Reading(Kind.SYNC_MISMATCH, None, None)
     text = f"engine and policy differed by {gap:.3g} nats per token on average (limit {limits.sync_nats:g})"
     return Reading(Kind.SYNC_MISMATCH, None, gap > limits.sync_nats, text)
+
+
+def judge_drift(metrics: Mapping[str, float], limits: HealthLimits) -> Reading:
+    """A judge that errs on pairs whose truth is known. Steps without a round of probes cannot tell."""
+    right = _figure(metrics, "judge/gold_balanced_accuracy")
+    if right is None:
+        return Reading(Kind.JUDGE_DRIFT, None, None)
+    alarm = limits.gold_accuracy_share
+    text = f"the judge's balanced accuracy on gold probes was {right:.2f} (judge.probe_alarm {alarm:g})"
+    return Reading(Kind.JUDGE_DRIFT, None, right < alarm, text)
 
 
 def not_finite(prefix: str, role: Role | None, metrics: Mapping[str, float]) -> Reading:

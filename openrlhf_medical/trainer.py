@@ -28,6 +28,7 @@ from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.records import Game, turns_of
 from openrlhf_medical.game.seeds import Seed
 from openrlhf_medical.health import Finding, HealthMonitor
+from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.recovery import Recovery, TooManyFailed
 from openrlhf_medical.learner.policy import Learner
@@ -64,10 +65,11 @@ class SelfPlayTrainer:
         monitor: HealthMonitor,
         directory: RunDirectory,
         console: Console,
+        gold: GoldWatch | None = None,
     ):
         self.config, self.learners, self.league, self.manager, self.judge = config, learners, league, manager, judge
         self.seeds, self.held_out, self.monitor = seeds, held_out, monitor
-        self.directory, self.console = directory, console
+        self.directory, self.console, self.gold = directory, console, gold
         self.metrics_log = MetricsLog(config, directory)
         self.recovery = Recovery(
             judge,
@@ -97,7 +99,11 @@ class SelfPlayTrainer:
         before = self.evaluate("before training", BEFORE)
         self.console.training_begins()
         for step in range(self.config.run.steps):
+            if self.gold is not None:
+                self.gold.begin(step)
             games, metrics = self.step(step)
+            if self.gold is not None:
+                metrics |= self.gold.finished()
             findings = self.monitor.check(step, games, metrics)
             self.metrics_log.write(step, metrics)
             self.console.step_done(metrics)

@@ -140,6 +140,16 @@ class Judge(Section):
         default=600.0, description="how long a pause waits for the judge before the run saves its weights and ends"
     )
     token_file: Path | None = Field(default=None, description="file with the bearer token that the judge asks for")
+    probe_every: int = Field(
+        default=0, ge=0, description="steps between two rounds of gold probes, pairs of known truth; 0 none"
+    )
+    probe_count: int = Field(default=32, ge=4, description="gold probes in a round, half of them Harmful")
+    probe_alarm: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="balanced accuracy of the decided gold probes, below which the judge is told to have drifted",
+    )
 
     @field_validator("urls")
     @classmethod

@@ -314,6 +314,19 @@ def test_a_nan_entropy_is_told_as_nan_alone():
     assert run([([], {"policy/attacker/entropy": math.nan})] * 3) == [[Kind.NOT_FINITE], [], []]
 
 
+def test_a_judge_that_errs_on_gold_probes_is_told_at_once():
+    name = "judge/gold_balanced_accuracy"
+    assert run([([], {name: 0.8}), ([], {name: 0.79}), ([], {}), ([], {name: 0.5}), ([], {name: 1.0})]) == [
+        [], [Kind.JUDGE_DRIFT], [], [], []
+    ]  # fmt: skip
+    monitor = HealthMonitor(HealthLimits(gold_accuracy_share=0.95), Role)
+    (finding,) = monitor.check(4, [], {name: 0.9})
+    assert (
+        finding.evidence == "the judge's balanced accuracy on gold probes was 0.90 (judge.probe_alarm 0.95) at step 4"
+    )
+    assert finding.role is None and monitor.suspicious
+
+
 def test_nothing_is_said_of_what_is_absent():
     monitor = HealthMonitor(LIMITS, Role)
     assert run([([], {})] * 5, monitor) == [[]] * 5

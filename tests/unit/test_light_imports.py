@@ -9,7 +9,17 @@ import pytest
 
 HEAVY = ("torch", "ray", "vllm", "openrlhf", "deepspeed", "transformers")
 ROOMS = (
-    *("game.manager", "data.prepare", "data.stream", "data.sft", "config", "judge.schema", "judge.client", "cli"),
+    *(
+        "game.manager",
+        "data.prepare",
+        "data.stream",
+        "data.sft",
+        "config",
+        "judge.schema",
+        "judge.client",
+        "judge.audit.gold_watch",
+        "cli",
+    ),
     *("health", "rollout.pool"),
 )
 

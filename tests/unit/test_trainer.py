@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from faulty_judge import FaultyJudge, good, status
+from faulty_judge import FaultyJudge, good, opposite, row_of, rows_changed, slow, status
 
 from openrlhf_medical.config import load_config
 from openrlhf_medical.console import Console
 from openrlhf_medical.errors import RunError
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
-from openrlhf_medical.game.players import Prompt, Reply, Role, TurnKey
+from openrlhf_medical.game.players import Prompt, Reply, Role, Truth, TurnKey
 from openrlhf_medical.game.rules import GameRules
 from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.health import HealthLimits, HealthMonitor
+from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.run_directory import RunDirectory
@@ -64,7 +66,7 @@ class ScriptedLearner:
         (folder / "model.safetensors").write_bytes(b"weights")
 
 
-def trainer_of(folder: Path, judge: JudgeClient, *words: str) -> SelfPlayTrainer:
+def trainer_of(folder: Path, judge: JudgeClient, *words: str, gold: GoldWatch | None = None) -> SelfPlayTrainer:
     config = load_config(Path("configs/tiny.yaml"), ["--run.steps", str(STEPS), "--rollout.batch_size", "8", *words])
     directory = RunDirectory(folder)
     directory.create("")
@@ -73,7 +75,7 @@ def trainer_of(folder: Path, judge: JudgeClient, *words: str) -> SelfPlayTrainer
     monitor = HealthMonitor(HealthLimits(), tuple(Role))
     console = Console(STEPS, directory.log_file)
     league, learners = League({}, {}, None), [ScriptedLearner()]
-    return SelfPlayTrainer(config, learners, league, manager, judge, Seeds(), None, monitor, directory, console)
+    return SelfPlayTrainer(config, learners, league, manager, judge, Seeds(), None, monitor, directory, console, gold)
 
 
 def rows(path: Path) -> list[dict]:
@@ -131,3 +133,86 @@ def test_a_pause_costs_no_game(tmp_path):
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
     assert ["judge/paused_s" in row for row in metrics] == [False, True, False, False]
     assert len(set(trainer.learners[0].learned_from)) == 1, "every step learned from all its games"
+
+
+# ── Gold probes ──
+
+WRONG = NOTE.replace("colchicine", "insulin")
+PAIRS = [Seed("e", Category.VANILLA_HARMFUL, "ne", "ve", "error", WRONG, NOTE)] + [
+    Seed(f"c{i}", Category.VANILLA_BENIGN, f"n{i}", f"v{i}", "clean", NOTE, NOTE) for i in range(4)
+]
+
+
+def gold_of(client: JudgeClient, every: int = 2) -> GoldWatch:
+    watch = GoldWatch(client, PAIRS, every=every, count=4, seed=0)
+    # Cosmetic rewrites are beyond the scripted judge: its Safe pairs are all identical here.
+    watch.pairs = lambda step: [(Truth.HARMFUL, NOTE, WRONG), (Truth.SAFE, NOTE, NOTE)]  # type: ignore[method-assign]
+    return watch
+
+
+def fitted(folder: Path, handler, *words: str, every: int = 2, wait: bool = True) -> tuple[SelfPlayTrainer, str]:
+    """A run with gold probes, and what it warned of. ``wait``: steps take long enough for a round."""
+    with FaultyJudge(handler) as judge, JudgeClient([judge.url], timeout_s=5) as client:
+        trainer = trainer_of(folder, client, *words, gold=gold_of(client, every))
+        told: list[str] = []
+        trainer.console.warn = told.append  # type: ignore[method-assign]
+
+        def update(prepared, seed: int, step: int) -> dict[str, float]:
+            end = time.monotonic() + 5
+            while wait and trainer.gold._round and not trainer.gold._round.done() and time.monotonic() < end:
+                time.sleep(0.01)
+            return {}
+
+        trainer.learners[0].update = update
+        try:
+            trainer.fit()
+        finally:
+            trainer.close()
+    return trainer, "\n".join(told)
+
+
+def test_gold_probes_leave_figures_and_enter_no_game(tmp_path):
+    _, told = fitted(tmp_path / "run", good)
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row.get("judge/gold_balanced_accuracy") for row in metrics] == [1.0, None, 1.0, None]
+    assert [row.get("judge/gold_abstain_rate") for row in metrics] == [0.0, None, 0.0, None]
+    games = rows(tmp_path / "run" / "games.jsonl")
+    assert len(games) == 8 * STEPS and all("insulin" not in json.dumps(game) for game in games)
+    assert {row["judge/abstain_rate"] for row in metrics} == {0.0} and "judge_drift" not in told
+
+
+def drifts(judge: FaultyJudge, http, body) -> None:
+    """Right about games, wrong about the pairs that it should know."""
+    changed = [opposite(row_of(query)) if query["game_category"] == "gold_probe" else row_of(query)
+               for query in body["queries"]]  # fmt: skip
+    rows_changed(lambda found: changed)(judge, http, body)
+
+
+def test_a_judge_that_drifts_is_a_warning(tmp_path):
+    _, told = fitted(tmp_path / "run", drifts)
+    assert told.count("judge_drift") == 1, "once until it clears"
+    assert "step 0: judge_drift (run): the judge's balanced accuracy on gold probes was 0.00" in told
+    assert len(rows(tmp_path / "run" / "metrics.jsonl")) == STEPS
+
+
+def test_a_judge_that_drifts_stops_a_run_that_asks_for_it(tmp_path):
+    with pytest.raises(RunError, match=r"stopped at step 0 .*gold probes was 0\.00"):
+        fitted(tmp_path / "run", drifts, "--run.on_collapse", "stop")
+    assert (tmp_path / "run" / "checkpoints" / "collapsed" / "shared" / "model.safetensors").exists()
+
+
+def test_training_does_not_wait_for_gold_probes(tmp_path):
+    """The judge is quick about games and hangs on probes."""
+
+    def handle(judge: FaultyJudge, http, body) -> None:
+        hangs = any(query["game_category"] == "gold_probe" for query in body["queries"])
+        (slow(3) if hangs else good)(judge, http, body)
+
+    with FaultyJudge(handle) as judge, JudgeClient([judge.url], timeout_s=5, batch_size=1) as client:
+        trainer = trainer_of(tmp_path / "run", client, gold=gold_of(client, 1))
+        began = time.monotonic()
+        trainer.fit()
+        assert time.monotonic() - began < 2.5
+        trainer.close()
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert len(metrics) == STEPS and not [row for row in metrics if "judge/gold_error_rate" in row]
