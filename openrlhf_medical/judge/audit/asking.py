@@ -15,7 +15,6 @@ from urllib3.exceptions import HTTPError
 
 from openrlhf_medical.errors import RunError, UserError
 from openrlhf_medical.game.players import Label, Query
-from openrlhf_medical.judge.backends import BACKENDS
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.process import PROGRAM, start_judge_process
 
@@ -36,6 +35,8 @@ def own_judge(backend: str, model: str | None, start_timeout_s: float) -> Iterat
     Raises:
         UserError: no such backend. RunError: it did not come up; the message holds the end of its log.
     """
+    from openrlhf_medical.judge.build import BACKENDS  # the clients of models: only where a judge is started
+
     if backend not in BACKENDS:
         raise UserError(f"unknown judge backend {backend!r}; allowed: {', '.join(BACKENDS)}")
     program = [*PROGRAM, *(["--model", model] if model else [])]
