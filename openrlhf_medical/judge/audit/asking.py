@@ -13,9 +13,9 @@ from pathlib import Path
 import requests
 from urllib3.exceptions import HTTPError
 
-from openrlhf_medical.errors import RunError, UserError
+from openrlhf_medical.errors import RunError
 from openrlhf_medical.game.players import Label, Query
-from openrlhf_medical.judge.backends import BACKENDS
+from openrlhf_medical.judge.backends import make_backend
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.process import PROGRAM, start_judge_process
 
@@ -34,10 +34,9 @@ def own_judge(backend: str, model: str | None, start_timeout_s: float) -> Iterat
     """A judge server that lives as long as the block. Gives its url.
 
     Raises:
-        UserError: no such backend. RunError: it did not come up; the message holds the end of its log.
+        UserError: no such backend, or one that has no model. RunError: it did not come up; the message holds the end of its log.
     """
-    if backend not in BACKENDS:
-        raise UserError(f"unknown judge backend {backend!r}; allowed: {', '.join(BACKENDS)}")
+    make_backend(backend, model=model)  # not loaded: a mistake is told here, not in the server's log
     program = [*PROGRAM, *(["--model", model] if model else [])]
     with tempfile.TemporaryDirectory(prefix="judge-audit-") as folder, contextlib.ExitStack() as stack:
         try:
