@@ -34,7 +34,8 @@ def own_judge(backend: str, model: str | None, start_timeout_s: float) -> Iterat
     """A judge server that lives as long as the block. Gives its url.
 
     Raises:
-        UserError: no such backend, or one that has no model. RunError: it did not come up; the message holds the end of its log.
+        UserError: no such backend, or one that has no model.
+        RunError: it did not come up; the message holds the end of its log.
     """
     make_backend(backend, model=model)  # not loaded: a mistake is told here, not in the server's log
     program = [*PROGRAM, *(["--model", model] if model else [])]
