@@ -83,8 +83,7 @@ def _train(
             cast[Role.ATTACKER], cast[Role.ASSESSOR], judge, config.rules(), schedule=config.rollout.schedule
         )
         league = League(opponents, layout.policy_names(config), _pool(config))
-        limits = HealthLimits(**config.run.health.model_dump(), gold_accuracy_share=config.judge.probe_alarm)
-        monitor = HealthMonitor(limits, config.trained_roles)
+        monitor = HealthMonitor(_health_limits(config), config.trained_roles)
         trainer = SelfPlayTrainer(
             config, learners, league, manager, judge, seeds, held_out, monitor, directory, console, gold
         )
@@ -92,6 +91,10 @@ def _train(
             trainer.fit()
         finally:
             trainer.close()
+
+
+def _health_limits(config: RunConfig) -> HealthLimits:
+    return HealthLimits(**config.run.health.model_dump(), gold_accuracy_share=config.judge.probe_alarm)
 
 
 def _gold_watch(config: RunConfig, judge: JudgeClient, seeds: SeedStream) -> GoldWatch | None:

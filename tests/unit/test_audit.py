@@ -184,6 +184,7 @@ def test_a_file_that_holds_no_games_is_a_users_mistake(tmp_path, text, told):
     ("words", "told"),
     [
         (["--backend", "oracle"], "unknown judge backend 'oracle'; allowed: reference"),
+        (["--model", "m"], "--model has no meaning for the backend 'reference'"),
         (["--medec", "/none"], "/none: cannot be read"),
         (["--last-steps", "3"], "--last-steps chooses"),
         (["--judge-url", "http://127.0.0.1:1", "--backend", "vllm"], "--judge-url names one"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from faulty_judge import FaultyJudge, good, opposite, row_of, rows_changed, slow, status
 
+from openrlhf_medical import commands
 from openrlhf_medical.config import load_config
 from openrlhf_medical.console import Console
 from openrlhf_medical.errors import RunError
@@ -20,6 +22,7 @@ from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.health import HealthLimits, HealthMonitor
 from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
+from openrlhf_medical.judge.transport import Health
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.run_directory import RunDirectory
 from openrlhf_medical.trainer import SelfPlayTrainer
@@ -216,3 +219,31 @@ def test_training_does_not_wait_for_gold_probes(tmp_path):
         trainer.close()
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
     assert len(metrics) == STEPS and not [row for row in metrics if "judge/gold_error_rate" in row]
+
+
+def test_the_configuration_reaches_probes_and_alarm():
+    words = ["--judge.probe_every", "3", "--judge.probe_count", "4", "--judge.probe_alarm", "0.9"]
+    config, seeds = load_config(Path("configs/tiny.yaml"), words), SimpleNamespace(all_seeds=lambda: PAIRS)
+    with FaultyJudge(good) as judge, JudgeClient([judge.url]) as client:
+        gold = commands._gold_watch(config, client, seeds)  # type: ignore[arg-type]
+        assert gold is not None and Counter(truth for truth, *_ in gold.pairs(0)) == {Truth.HARMFUL: 1, Truth.SAFE: 2}
+        for step in (1, 2, 4):
+            gold.begin(step)
+        time.sleep(0.2)
+        assert judge.asked == 0
+        gold.begin(3)
+        end = time.monotonic() + 5
+        while not gold.finished() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert judge.asked > 0
+        assert commands._gold_watch(load_config(Path("configs/tiny.yaml")), client, seeds) is None  # type: ignore[arg-type]
+    assert commands._health_limits(config).gold_accuracy_share == 0.9
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_disguise_before_the_rules_is_told_at_start(told):
+    config = load_config(Path("configs/tiny.yaml"), ["--game.benign_goal", "disguise"] if told else [])
+    judge = SimpleNamespace(health=lambda: {"http://a": Health(True, "reference")})
+    warned: list[str] = []
+    commands._warn_of_disguise(config, judge, SimpleNamespace(warn=warned.append))  # type: ignore[arg-type]
+    assert [text.split(" with ")[0] for text in warned] == ["game.benign_goal disguise"] * told

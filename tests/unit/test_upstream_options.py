@@ -356,6 +356,8 @@ LORA = ["--ds.lora.rank", "8"]
         ([*ONE_SIDE, "--roles.opponent", "current"], ["roles.policy separate", "base or checkpoint"]),
         ([*ONE_SIDE, "--roles.opponent", "checkpoint"], ["roles.checkpoint", "set both or neither"]),
         ([*ONE_SIDE, "--roles.checkpoint", "f"], ["roles.checkpoint", "set both or neither"]),
+        (["--judge.probe_count", "8"], ["judge.probe_count is set", "only with judge.probe_every above 0"]),
+        (["--judge.probe_alarm", "0.7"], ["judge.probe_alarm is set", "only with judge.probe_every above 0"]),
         (["--roles.pool.size", "6"], ["roles.pool is set", "only with roles.opponent pool", "remove roles.pool"]),
         (["--roles.opponent", "pool", "--roles.pool.share", "0"], ["roles.pool.share 0", "roles.opponent to current"]),
         (

@@ -13,7 +13,7 @@ from pathlib import Path
 import requests
 from urllib3.exceptions import HTTPError
 
-from openrlhf_medical.errors import RunError, UserError
+from openrlhf_medical.errors import RunError
 from openrlhf_medical.game.players import Label, Query
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.process import PROGRAM, start_judge_process
@@ -33,12 +33,13 @@ def own_judge(backend: str, model: str | None, start_timeout_s: float) -> Iterat
     """A judge server that lives as long as the block. Gives its url.
 
     Raises:
-        UserError: no such backend. RunError: it did not come up; the message holds the end of its log.
+        UserError: no such backend, or one that has no model.
+        RunError: it did not come up; the message holds the end of its log.
     """
-    from openrlhf_medical.judge.build import BACKENDS  # the clients of models: only where a judge is started
+    from openrlhf_medical.judge.build import make_backend  # the clients of models: only where a judge is started
+    from openrlhf_medical.judge.spec import JudgeSpec
 
-    if backend not in BACKENDS:
-        raise UserError(f"unknown judge backend {backend!r}; allowed: {', '.join(BACKENDS)}")
+    make_backend(JudgeSpec(backend=backend, model=model))  # not loaded: a mistake is told here, not in the server's log
     program = [*PROGRAM, *(["--model", model] if model else [])]
     with tempfile.TemporaryDirectory(prefix="judge-audit-") as folder, contextlib.ExitStack() as stack:
         try:
