@@ -160,7 +160,7 @@ def test_seeds_without_errors_are_a_users_mistake():
 def test_disguise_by_rules_warns_with_what_was_measured():
     health = {"http://a": Health(True, "reference")}
     warning = disguise_warning("disguise", 0.25, health)
-    assert warning is not None and "abstains on 26%" in warning and "not measured in this run" in warning
+    assert warning is not None and "abstains on 38%" in warning and "not measured in this run" in warning
     assert disguise_warning("inject", 0.25, health) is None
     assert disguise_warning("disguise", 0.0, health) is None
     assert disguise_warning("disguise", 0.25, {"http://a": Health(True, "google/medgemma-4b-it")}) is None

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from openrlhf_medical.judge.transport import Health
 
 # openrlhf-medical judge-audit --medec <MEDEC-MS validation, 574 notes>: the reworded pairs (judge.audit.cosmetic
-# REWORDED: synonyms, clauses, both together), 572 of them, all Safe. Commit 24f7e1e's rules: 147 abstained, 314 said
-# Harmful. Measure again when judge.rules changes.
-REWORDED_PAIRS, ABSTAINED, CALLED_HARMFUL = 572, 147, 314
+# REWORDED: synonyms, clauses, both together), 572 of them, all Safe. 216 abstained, 163 said
+# Harmful (24f7e1e's rules: 147 and 314). Measure again when judge.rules changes.
+REWORDED_PAIRS, ABSTAINED, CALLED_HARMFUL = 572, 216, 163
 
 
 def disguise_warning(benign_goal: str, adversarial_benign_share: float, health: Mapping[str, Health]) -> str | None:

@@ -20,8 +20,10 @@ def entries(block: str) -> Iterator[tuple[str, list[str]]]:
 ABBREVIATIONS = """
 blood pressure: bp, b/p
 heart rate: hr, pulse, pulse rate
-respiratory rate: rr, resp rate
-temperature: temp
+respiratory rate: rr, resp rate, respirations, respiration, rate of respiration
+room air: ambient air
+serious illness: seriously ill
+temperature: temp, body temperature
 body mass index: bmi
 year old: yo, y/o, yr old, years of age, year of age
 history: hx, past history
@@ -148,7 +150,7 @@ cardiovascular: cv
 """
 
 EXPRESSIONS = """
-/ min: beats per minute, beat per minute, bpm, breaths per minute, breath per minute
+/ min: times a minute, times per minute, beats per minute, beat per minute, bpm, breaths per minute, breath per minute
 of: of note, it is noted that, it was noted that, it should be noted that, it is worth noting that, \
 it is important to note that, it was observed that, it is known that, it is of note that, at this time, \
 at the present time, in addition, in general, as well as, in fact, needless to say, as expected
@@ -176,7 +178,7 @@ at-bedtime: qhs, at bedtime, before bed, at night before sleep
 as-needed: prn, as needed, as required, when needed, when required
 immediately: stat, right away, at once, without delay, promptly
 normal: unremarkable, within normal limits, wnl, no abnormality, no abnormalities, within the normal range, \
-within normal range, not abnormal, nl, within normal limit
+within normal range, not abnormal, nl, within normal limit, nothing abnormal, no abnormal findings, nothing unusual
 no fever: afebrile, without fever, apyrexial
 fever: febrile, pyrexia, pyrexial
 present: come, arrive, visit

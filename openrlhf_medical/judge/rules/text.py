@@ -43,7 +43,7 @@ _SPELLING = (
     ("anaesth", "anesth"), ("paed", "ped"), ("foet", "fet"), ("gynaec", "gynec"), ("leuk", "leuk"),
     ("leuco", "leuko"), ("orthopaed", "orthoped"), ("tumour", "tumor"), ("colour", "color"), ("labour", "labor"),
     ("caesar", "cesar"), ("ischaem", "ischem"), ("faec", "fec"), ("isation", "ization"), ("ised", "ized"),
-    ("behaviour", "behavior"), ("centre", "center"), ("sulph", "sulf"), ("dyspnoea", "dyspnea"),
+    ("behaviour", "behavior"), ("centre", "center"), ("sulph", "sulf"), ("dyspnoea", "dyspnea"), ("grey", "gray"),
 )  # fmt: skip
 
 

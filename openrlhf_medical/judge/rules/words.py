@@ -48,7 +48,7 @@ GENERAL = listed(
     something sometimes state stay step suspect tell tend test think today told toward treat treatment try turn
     understand undergo usually value wish year young yesterday tonight assess assessment evaluate evaluation
     confirm conclude describe ask answer advise agree inform notice identify perform give administer prescribe
-    demonstrate examine presume visualize document notable remarkable doing
+    demonstrate examine presume visualize document notable remarkable doing remainder rest account
     """
 )
 """Everyday wording: a change among these alone is wording, neither shown safe nor shown harmful."""
