@@ -101,6 +101,17 @@ def engine_arguments(least_kv_cache_bytes: int = 0) -> dict[str, Any]:
     return {"kv_cache_memory_bytes": max(KV_CACHE_BYTES_CPU, least_kv_cache_bytes), "enforce_eager": True}
 
 
+def seeded_arguments(max_model_len: int) -> dict[str, Any]:
+    """Further ones of an engine that is given requests with seeds of their own, several at a time.
+
+    vLLM 0.29 reads part of a prompt in one step and the rest in the next, and turns the request's generator back
+    in between, which torch's generator of the CPU cannot do: it raises, and the engine is lost.
+    """
+    if has_gpu():
+        return {}
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_model_len)}
+
+
 def worker_environment() -> dict[str, str]:
     """Environment that a worker has to be started with, as the C library reads it before Python runs.
 

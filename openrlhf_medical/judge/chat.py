@@ -159,7 +159,7 @@ def _ballot(replies: Sequence[ChatReply], agreement: float) -> tuple[Reading, st
     verdict, most = counts.most_common(1)[0] if counts else (None, 0)
     if verdict is None or most / len(replies) < agreement:
         said = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none that can be read"
-        return Reading(None, "votes", f"of {len(replies)} votes: {said}; {agreement:g} of them must agree"), ""
+        return Reading(None, "votes", f"of {len(replies)} votes: {said}; {agreement:.0%} must agree"), ""
     first = next(i for i, reading in enumerate(readings) if reading.verdict is verdict)
     return Reading(verdict), f"{most} of {len(replies)} votes: {verdict}. {reasoning_of(replies[first].text)}"
 

@@ -100,6 +100,7 @@ class VllmModel:
             gpu_memory_utilization=self._gpu_memory_utilization,
             language_model_only=True,  # of MedGemma the half that reads images is not needed
             **devices.engine_arguments(kv_cache_bytes(config, self._context)),
+            **(devices.seeded_arguments(self._context) if self._sampling.temperature else {}),
         )
 
     def answers(self, prompts: Sequence[str], count: int) -> list[list[Answer]]:

@@ -156,8 +156,9 @@ def test_the_cache_of_a_cpu_holds_the_longest_sequence(monkeypatch: pytest.Monke
     monkeypatch.setattr(devices, "has_gpu", lambda: False)
     for least, given in ((0, 512 << 20), (1 << 30, 1 << 30)):
         assert devices.engine_arguments(least)["kv_cache_memory_bytes"] == given
+    assert devices.seeded_arguments(8192)["max_num_batched_tokens"] == 8192
     monkeypatch.setattr(devices, "has_gpu", lambda: True)
-    assert devices.engine_arguments(1 << 30) == {}
+    assert devices.engine_arguments(1 << 30) == devices.seeded_arguments(8192) == {}
 
 
 # --- devices ---------------------------------------------------------------------------------------------------
