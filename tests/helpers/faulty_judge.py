@@ -77,12 +77,12 @@ def rows_changed(change: Callable[[list[Row]], list[Any]]) -> Fault:
     return lambda judge, http, body: answer(http, change([row_of(query) for query in body["queries"]]))
 
 
-def slow(seconds: float) -> Fault:
+def slow(seconds: float, then: Fault = good) -> Fault:
     """Right, but late; or, for longer than anybody waits, hung."""
 
     def handle(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
         if not judge.stopping.wait(seconds):
-            good(judge, http, body)
+            then(judge, http, body)
 
     return handle
 
@@ -200,13 +200,14 @@ FAULTS: Mapping[str, Fault] = {
 def faults_now_and_then(share: float, seed: int, otherwise: Fault = good) -> Fault:
     """One of all faults in a ``share`` of requests, as drawn; else what is right."""
     rng, names = random.Random(seed), tuple(FAULTS)
+    faults = {**FAULTS, "slow": slow(0.2, otherwise)}  # late, but this judge's own answer
     lock = threading.Lock()
 
     def handle(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
         with lock:
             name = rng.choice(names) if rng.random() < share else "good"
         judge.served[name] += 1
-        FAULTS.get(name, otherwise)(judge, http, body)
+        faults.get(name, otherwise)(judge, http, body)
 
     return handle
 
