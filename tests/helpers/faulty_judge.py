@@ -134,10 +134,14 @@ def stale(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
     answer(http, [opposite(row_of(query)) for query in judge.before["queries"]])
 
 
-def two_answers(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
+def two_answers(first: Fault = good) -> Fault:
     """The right one, and at once another, which the next request on this connection would read as its own."""
-    good(judge, http, body)
-    answer(http, [opposite(row_of(query)) for query in body["queries"]])
+
+    def handle(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
+        first(judge, http, body)
+        answer(http, [opposite(row_of(query)) for query in body["queries"]])
+
+    return handle
 
 
 def neighbours_key(rows: list[Row]) -> list[Row]:
@@ -175,7 +179,7 @@ FAULTS: Mapping[str, Fault] = {
     "hung": slow(60),
     "slow": slow(0.2),
     "stale": stale,
-    "two answers": two_answers,
+    "two answers": two_answers(),
     "missing row": rows_changed(lambda rows: rows[1:]),
     "empty": rows_changed(lambda rows: []),
     "duplicated row": rows_changed(lambda rows: [*rows, rows[0]]),
@@ -200,7 +204,8 @@ FAULTS: Mapping[str, Fault] = {
 def faults_now_and_then(share: float, seed: int, otherwise: Fault = good) -> Fault:
     """One of all faults in a ``share`` of requests, as drawn; else what is right."""
     rng, names = random.Random(seed), tuple(FAULTS)
-    faults = {**FAULTS, "slow": slow(0.2, otherwise)}  # late, but this judge's own answer
+    # Those whose answer counts give this judge's own.
+    faults = {**FAULTS, "slow": slow(0.2, otherwise), "two answers": two_answers(otherwise)}
     lock = threading.Lock()
 
     def handle(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
