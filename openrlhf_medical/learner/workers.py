@@ -15,6 +15,7 @@ import torch
 
 from openrlhf_medical import devices
 from openrlhf_medical.learner.adapters import AdapterFiles, Trainee, adapter_files, add_adapter, merge, save_adapter
+from openrlhf_medical.learner.compilation import outlive_killed_compilers
 from openrlhf_medical.learner.normalizers import loss_normalizers
 from openrlhf_medical.learner.weight_sync import WeightSender
 from openrlhf_medical.rollout.weights import WeightStamp
@@ -57,6 +58,7 @@ class SelfPlayStrategy(DeepspeedStrategy):
         self.policies, self.adapters = policies, adapters
 
     def setup_distributed(self, *args: Any, **kwargs: Any) -> None:
+        outlive_killed_compilers()
         super().setup_distributed(*args, **kwargs)
         self.accumulated_gradient = 1
 
