@@ -43,7 +43,7 @@ def plan(
     from openrlhf_medical.data.seed_files import read_seeds
 
     settings = load_config(config, ["--run.name", "plan"])
-    seeds = read_seeds(settings.data.train)[:200]  # enough for a mean
+    seeds = read_seeds(settings.data.sft or settings.data.train)[:200]  # enough for a mean
     typer.echo(reckon(settings, seeds, token_counter(settings), 2 * vignettes, 2 * attacked))
 
 

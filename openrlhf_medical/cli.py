@@ -74,6 +74,9 @@ def prepare_data(
         int | None,
         typer.Option(min=1, help="Vignettes of the embedded corpus for training; 20 a condition by default."),
     ] = None,
+    wording: Annotated[
+        str, typer.Option(help="Ways of saying things in the embedded corpus's training notes: all, first or second.")
+    ] = "all",
     download: Annotated[bool, typer.Option("--download", help="Fetch MEDEC's public files and use them.")] = False,
 ) -> None:
     """Write balanced train.jsonl and val.jsonl.
@@ -89,7 +92,7 @@ def prepare_data(
 
     wanted = [name.strip() for name in families.split(",") if name.strip()]
     address = PUBLIC_URL if download else None
-    summary = prepare(source, output_dir, num_samples, train_ratio, seed, address, wanted, vignettes)
+    summary = prepare(source, output_dir, num_samples, train_ratio, seed, address, wanted, vignettes, wording)
     typer.echo(summary.render())
 
 
@@ -225,6 +228,8 @@ def _problems(config: RunConfig, models: Iterable[str] = ()) -> list[str]:
         adapter = config.ds.lora.rank > 0 and config.roles.policy != "separate"
         checks.append(lambda: check_model_folder(str(config.roles.checkpoint), adapter=adapter))
     checks.append(lambda: read_seeds(config.data.train))
+    if config.data.sft and not plays_only:
+        checks.append(lambda: read_seeds(config.data.sft))  # type: ignore[arg-type]
     if config.run.eval_games and not plays_only:
         checks.append(lambda: read_seeds(config.data.val))
     problems = []

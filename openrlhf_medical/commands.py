@@ -18,7 +18,7 @@ from openrlhf_medical.game.manager import MedicalDialogueGameManager
 from openrlhf_medical.game.metrics import game_metrics
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.records import Game
-from openrlhf_medical.game.seeds import Category
+from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.health import HealthLimits, HealthMonitor
 from openrlhf_medical.judge.audit.disguise import disguise_warning
 from openrlhf_medical.judge.audit.gold_watch import GoldWatch
@@ -41,10 +41,11 @@ def train(config: RunConfig) -> None:
     checked = seeds.all_seeds() + (held_out.all_seeds() if held_out else [])
     assembly.check_prompts_fit(config, checked, tokenizer)
     console = Console(config.run.steps, directory.log_file)
-    examples = _examples(config, seeds, tokenizer, console)
+    taught = read_seeds(config.data.sft) if config.data.sft else seeds.all_seeds()
+    examples = _examples(config, taught, tokenizer, console)
     directory.create(dump_config(config))
     try:
-        _train(config, seeds, held_out, tokenizer, examples, directory, console)
+        _train(config, seeds, taught, held_out, tokenizer, examples, directory, console)
     except UserError:
         directory.discard_if_unused()  # so that the same command works once the mistake is mended
         raise
@@ -53,6 +54,7 @@ def train(config: RunConfig) -> None:
 def _train(
     config: RunConfig,
     seeds: SeedStream,
+    taught: list[Seed],
     held_out: SeedStream | None,
     tokenizer: Any,
     examples: SupervisedExamples | None,
@@ -69,7 +71,7 @@ def _train(
         starts = dict.fromkeys(Role, layout.model_of(config))
         if config.train.sft_warmup_steps and examples is not None:
             notes = SupervisedExamples(
-                dict.fromkeys(Role, note_examples(seeds.all_seeds())), tokenizer, config.data.max_len, config.train.seed
+                dict.fromkeys(Role, note_examples(taught)), tokenizer, config.data.max_len, config.train.seed
             )
             starts = warm_start(config, tokenizer.pad_token_id, notes, examples, directory, console)
         console.phase("starting workers (about a minute)")
@@ -121,18 +123,18 @@ def _stream(config: RunConfig, path: Path) -> SeedStream:
     return SeedStream(read_seeds(path), mix, config.train.seed, str(path))
 
 
-def _examples(config: RunConfig, seeds: SeedStream, tokenizer: Any, console: Console) -> SupervisedExamples | None:
-    """Supervised examples of the training seeds, where the configuration wants any."""
+def _examples(config: RunConfig, taught: list[Seed], tokenizer: Any, console: Console) -> SupervisedExamples | None:
+    """Supervised examples of these seeds, where the configuration wants any."""
     if not config.train.sft_warmup_steps and not config.train.sft_coef:
         return None
-    found = sft_set(seeds.all_seeds(), config.rules(), config.train.sft_thoughts)
+    found = sft_set(taught, config.rules(), config.train.sft_thoughts)
     for reason, count in sorted(found.skipped.items()):
         console.warn(f"no supervised example from {count} seeds: {reason}")
     for role, own in found.examples.items():
         if not own:
             raise UserError(
-                f"{config.data.train} gives no supervised example for the {role}: set train.sft_warmup_steps and "
-                "train.sft_coef to 0, or take seeds with annotated errors"
+                f"{config.data.sft or config.data.train} gives no supervised example for the {role}: set "
+                "train.sft_warmup_steps and train.sft_coef to 0, or take seeds with annotated errors"
             )
     examples = SupervisedExamples(found.examples, tokenizer, config.data.max_len, config.train.seed)
     for role in Role:

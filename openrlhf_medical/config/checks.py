@@ -72,7 +72,11 @@ def _read_only_with(config: RunConfig) -> Iterator[tuple[tuple[str, ...], bool, 
     )
     yield ("train.sft_lr",), train.sft_warmup_steps > 0, "train.sft_warmup_steps"
     yield ("train.sft_note_steps",), train.sft_warmup_steps > 0, "train.sft_warmup_steps"
-    yield ("train.sft_batch_size", "train.sft_thoughts"), supervised, "train.sft_warmup_steps or train.sft_coef"
+    yield (
+        ("train.sft_batch_size", "train.sft_thoughts", "data.sft"),
+        supervised,
+        "train.sft_warmup_steps or train.sft_coef",
+    )
     yield ("run.good_every",), config.run.on_collapse == "rollback", "run.on_collapse rollback"
     yield ("judge.probe_count", "judge.probe_alarm"), config.judge.probe_every > 0, "judge.probe_every above 0"
     yield ("roles.pool",), roles.met == "pool", "roles.opponent pool"

@@ -101,7 +101,7 @@ NOT_OFFERED: dict[str, NotOffered] = {
 """Every upstream option that is no key of ours, with upstream's default."""
 
 OURS = (
-    *("run.", "roles.", "game.", "judge.", "data.train", "data.val", "logger.wandb.key_file"),
+    *("run.", "roles.", "game.", "judge.", "data.train", "data.sft", "data.val", "logger.wandb.key_file"),
     *("rollout.schedule", "train.sft_"),
 )
 """Beginnings of keys that upstream does not have."""
@@ -131,7 +131,7 @@ def upstream_options(config: RunConfig) -> dict[str, Any]:
 
 def _settle(options: dict[str, Any], config: RunConfig) -> None:
     """Values that follow from others, and the ones that our keys decide."""
-    for section, names in (("data", ("train", "val")), ("rollout", ("schedule",)), ("train", _SFT)):
+    for section, names in (("data", ("train", "sft", "val")), ("rollout", ("schedule",)), ("train", _SFT)):
         for name in names:
             del options[section][name]
     actor, advantage = options["actor"], options["algo"]["advantage"]

@@ -270,6 +270,9 @@ class DataFiles(Section):
     train: Path = Field(
         default=Path("data/train.jsonl"), description="seeds to play on (ours; openrlhf-medical prepare-data)"
     )
+    sft: Path | None = Field(
+        default=None, description="annotated seeds for the warm start and for mixing; null: those of data.train (ours)"
+    )
     val: Path = Field(default=Path("data/val.jsonl"), description="held-out seeds for run.eval_games (ours)")
     max_len: Count = Field(default=2048, description="longest prompt and reply together, in tokens")
     disable_fast_tokenizer: bool = Field(default=False, description="use the slow tokenizer")

@@ -96,6 +96,7 @@ def prepare_data(
     download: str | None = None,
     families: Collection[str] = (),
     vignettes: int | None = None,
+    wording: str = "all",
 ) -> PrepareSummary:
     """Write balanced ``train.jsonl`` and ``val.jsonl`` into ``output_dir``.
 
@@ -103,8 +104,9 @@ def prepare_data(
     with MEDEC's public files; they are fetched into ``output_dir/medec`` and read from there.
     ``num_samples`` counts the seeds of both files together, as many as balance when None; ``train_ratio``
     is the share of seeds, and of MEDEC's vignettes, that goes into training (the embedded corpus brings
-    its own held-out vignettes). ``families`` keeps to a part of the embedded corpus, and ``vignettes``
-    says how many of it are made for training. The same arguments give the same bytes.
+    its own held-out vignettes). ``families`` keeps to a part of the embedded corpus, ``vignettes`` says how
+    many of it are made for training, and ``wording`` with which of its ways of saying things. The same arguments
+    give the same bytes.
 
     Raises UserError, and writes neither file, on a source that cannot be read, a ratio outside 0 to 1
     and a number that the source cannot give.
@@ -118,12 +120,13 @@ def prepare_data(
         fetch_medec(folder, download)
         source = str(folder)
     summary = PrepareSummary(source=source, requested=num_samples)
-    if source != SYNTHETIC and (families or vignettes):
+    if source != SYNTHETIC and (families or vignettes or wording != "all"):
         raise UserError(
-            f"--families and --vignettes belong to the embedded corpus, but --source is {source}. Leave them out."
+            f"--families, --vignettes and --wording belong to the embedded corpus, but --source is {source}. "
+            "Leave them out."
         )
     if source == SYNTHETIC:
-        notes, part_of = _synthetic_notes(seed, summary, families, vignettes)
+        notes, part_of = _synthetic_notes(seed, summary, families, vignettes, wording)
     else:
         notes, part_of = _medec_notes(Path(source), train_ratio, seed, summary)
     stocks = {file: Stock.of(notes[file]) for file in (TRAIN, VAL)}
@@ -159,15 +162,15 @@ def split_vignettes(notes: Sequence[Note], train_ratio: float, seed: int) -> tup
 
 
 def _synthetic_notes(
-    seed: int, summary: PrepareSummary, families: Collection[str], vignettes: int | None
+    seed: int, summary: PrepareSummary, families: Collection[str], vignettes: int | None, wording: str
 ) -> tuple[dict[str, list[Note]], dict[str, str]]:
     from openrlhf_medical.data import synthetic
 
     notes: dict[str, list[Note]] = {TRAIN: [], VAL: []}
     part_of: dict[str, str] = {}
     for split in synthetic.SPLITS:
-        count = vignettes if split == TRAIN else None
-        for row in synthetic.generate(split, seed=seed, num_vignettes=count, families=families):
+        own = {"num_vignettes": vignettes, "wording": wording} if split == TRAIN else {}
+        for row in synthetic.generate(split, seed=seed, families=families, **own):  # type: ignore[arg-type]
             note = Note(
                 note_id=row.text_id,
                 text=row.text,

@@ -147,6 +147,10 @@ HELD_OUT_TEMPLATES = {
 }
 """For ``unseen_renderings``: none of them occurs in ``train``."""
 
+WORDINGS = {"all": slice(None), "first": slice(0, None, 2), "second": slice(1, None, 2)}
+"""Parts of the ways of saying things that ``train`` knows: a warm start on the one half of them and self-play on
+the other meet wording that was not taught. What there is but one way of saying belongs to both."""
+
 OPTIONAL = ("drug", "measure", "next_step")
 MOST_FILLERS = 2
 
@@ -170,15 +174,22 @@ class SyntheticRow:
 
 
 def generate(
-    split: str, *, seed: int = 0, num_vignettes: int | None = None, families: Collection[str] = ()
+    split: str,
+    *,
+    seed: int = 0,
+    num_vignettes: int | None = None,
+    families: Collection[str] = (),
+    wording: str = "all",
 ) -> list[SyntheticRow]:
     """Error notes and clean twins of a split, two rows a vignette; all texts differ. The same for the same seed.
 
     Which conditions and phrasings are held out does not depend on the seed. ``num_vignettes`` None gives
-    the split's full size (1,600 notes for ``train``).
+    the split's full size (1,600 notes for ``train``). ``wording``: of ``WORDINGS``, for ``train`` alone.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; allowed: {', '.join(SPLITS)}")
+    if wording not in WORDINGS:
+        raise UserError(f"the embedded corpus has no wording {wording!r}; allowed: {', '.join(WORDINGS)}")
     known = sorted({condition.family for condition in load_conditions()})
     if unknown := sorted(set(families) - set(known)):
         raise UserError(f"the embedded corpus has no family {', '.join(unknown)}; allowed: {', '.join(known)}")
@@ -195,7 +206,7 @@ def generate(
         # each would all make the same kind of error.
         mistake = _mistake(conditions[position], turn + position, excess, rng)
         for _ in range(100):
-            pair = _vignette(conditions[position], mistake, k, split, rng)
+            pair = _vignette(conditions[position], mistake, k, split, wording, rng)
             if len({row.text for row in pair} - seen) == len(pair):
                 break
         else:
@@ -206,7 +217,7 @@ def generate(
 
 
 def _vignette(
-    condition: Condition, mistake: tuple[str, str], number: int, split: str, rng: random.Random
+    condition: Condition, mistake: tuple[str, str], number: int, split: str, wording: str, rng: random.Random
 ) -> list[SyntheticRow]:
     """The error note and its clean twin."""
     slot, wrong = mistake
@@ -217,8 +228,8 @@ def _vignette(
         mentioned.remove(rng.choice([s for s in OPTIONAL if s != slot]))
     fresh = split == "unseen_renderings"
     said = {"presentation": condition.presentation, "findings": condition.findings}
-    known = {kind: [phrases[-1]] if fresh else phrases[:-1] for kind, phrases in said.items()}
-    templates = HELD_OUT_TEMPLATES if fresh else TEMPLATES
+    known = {kind: [phrases[-1]] if fresh else _part(phrases[:-1], wording) for kind, phrases in said.items()}
+    templates = HELD_OUT_TEMPLATES if fresh else {kind: _part(of, wording) for kind, of in TEMPLATES.items()}
     words, other_words = _two_choices(templates, rng)
     phrases, other_phrases = _two_choices(known, rng)
     flawed = _sentences(condition, patient, mentioned, phrases, words, templates["filler"], rng)
@@ -235,6 +246,10 @@ def _vignette(
         SyntheticRow(f"{name}-c", " ".join(t for _, t in twin), tuple(t for _, t in twin), 0, None, -1, None, None,
                      None, **shared),
     ]  # fmt: skip
+
+
+def _part(options: Sequence[str], wording: str) -> Sequence[str]:
+    return options[WORDINGS[wording]] or options
 
 
 def _two_choices(options: Mapping[str, Sequence[str]], rng: random.Random) -> tuple[dict[str, str], dict[str, str]]:

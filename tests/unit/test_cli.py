@@ -272,12 +272,12 @@ def test_prepare_data_hands_on_its_options(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(prepare, "prepare_data", record)
     words = ["--output-dir", "out", "--num-samples", "8", "--train-ratio", "0.5", "--seed", "3", "--download",
-             "--families", "cardiac, gastro", "--vignettes", "9"]  # fmt: skip
+             "--families", "cardiac, gastro", "--vignettes", "9", "--wording", "second"]  # fmt: skip
     assert run("prepare-data", *words).stdout == "the summary\n"
     assert run("prepare-data", "--source", "x.csv").exit_code == 0
     assert seen == [
-        ("synthetic", Path("out"), 8, 0.5, 3, prepare.PUBLIC_URL, ["cardiac", "gastro"], 9),
-        ("x.csv", Path("data"), None, 0.9, 0, None, [], None),
+        ("synthetic", Path("out"), 8, 0.5, 3, prepare.PUBLIC_URL, ["cardiac", "gastro"], 9, "second"),
+        ("x.csv", Path("data"), None, 0.9, 0, None, [], None, "all"),
     ]
 
 

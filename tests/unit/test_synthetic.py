@@ -104,6 +104,22 @@ def test_twin_is_another_writing(corpus, split):
         assert len(set(clean.sentences) - set(flawed.sentences)) >= 4
 
 
+def test_halves_of_the_wording_share_no_sentence_but_those_there_is_one_way_to_say():
+    first, second = (
+        {
+            sentence
+            for row in generate("train", seed=seed, num_vignettes=300, wording=half)
+            for sentence in row.sentences
+        }
+        for seed, half in enumerate(("first", "second"))
+    )
+    evidence = {condition.evidence for condition in load_conditions() if condition.evidence}
+    shared = [sentence for sentence in first & second if not sentence.startswith(tuple(evidence))]
+    assert not shared
+    with pytest.raises(UserError, match="no wording 'third'; allowed: all, first, second"):
+        generate("train", wording="third")
+
+
 def test_length_of_notes(corpus):
     for rows in corpus.values():
         assert all(5 <= len(row.sentences) <= 9 and 40 <= len(row.text.split()) <= 125 for row in rows)
