@@ -178,13 +178,14 @@ def test_an_engine_that_dies_is_started_again(verdict_model: str, tmp_path: Path
 
 @contextlib.contextmanager
 def vllm_serve(port: int, log_file: Path) -> Iterator[str]:
-    """Stock ``vllm serve`` of SmolLM2, with a key."""
+    """Stock ``vllm serve`` of SmolLM2, with a key. Called by its module: the command asks for the package vllm, and the
+    CPU build goes by another name."""
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": cores, "VLLM_CPU_KVCACHE_SPACE": "1",
                                 "TORCHDYNAMO_DISABLE": "1"}  # fmt: skip
-    words = [Path(sys.executable).with_name("vllm"), "serve", SMOLLM2, "--served-model-name", "small", "--port", port,
-             "--host", "127.0.0.1", "--api-key", KEY, "--max-model-len", "2048", "--dtype", "bfloat16",
-             "--enforce-eager"]  # fmt: skip
+    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", SMOLLM2, "--served-model-name",
+             "small", "--port", port, "--host", "127.0.0.1", "--api-key", KEY, "--max-model-len", "2048", "--dtype",
+             "bfloat16", "--enforce-eager"]  # fmt: skip
     with log_file.open("wb") as log:
         server = subprocess.Popen(list(map(str, words)), env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
