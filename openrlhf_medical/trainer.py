@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -123,8 +124,8 @@ class SelfPlayTrainer:
         trajectories = trajectories_of(games)
         self.console.phase("learning")
         for learned in self._side_by_side(lambda learner: self.learn(learner, trajectories, step)):
-            for name, value in learned.items():  # the slowest, the largest difference; NaN is kept
-                metrics[name] = value if not value <= metrics.get(name, value) else metrics.get(name, value)
+            for name, value in learned.items():  # the slowest, the largest difference
+                metrics[name] = _largest(value, metrics.get(name, value))
         if self._next is not None:
             self._next.exception()  # drained: it is raised where the games are needed
         began = time.monotonic()
@@ -257,3 +258,8 @@ class SelfPlayTrainer:
         self._ahead.shutdown(cancel_futures=True)
         self.metrics_log.close()
         self.directory.close()
+
+
+def _largest(a: float, b: float) -> float:
+    """The larger one, or NaN where either is: a comparison alone would lose it."""
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)

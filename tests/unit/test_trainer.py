@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,7 +26,7 @@ from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.transport import Health
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.run_directory import RunDirectory
-from openrlhf_medical.trainer import SelfPlayTrainer
+from openrlhf_medical.trainer import SelfPlayTrainer, _largest
 
 NOTE = "A man has gout. He takes colchicine for it."
 CATEGORIES = [Category.ADVERSARIAL_BENIGN, Category.VANILLA_BENIGN]
@@ -136,6 +137,28 @@ def test_a_pause_costs_no_game(tmp_path):
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
     assert ["judge/paused_s" in row for row in metrics] == [False, True, False, False]
     assert len(set(trainer.learners[0].learned_from)) == 1, "every step learned from all its games"
+
+
+# ── Health ──
+
+
+def test_weights_that_became_nan_stop_the_run_that_asks_for_it(tmp_path):
+    with FaultyJudge(good) as judge, JudgeClient([judge.url], timeout_s=5) as client:
+        trainer = trainer_of(tmp_path / "run", client, "--run.on_collapse", "stop")
+        trainer.learners[0].update = lambda prepared, seed, step: {
+            "policy/assessor/grad_norm": math.nan if step == 1 else 1.0
+        }
+        with pytest.raises(RunError, match=r"stopped at step 1 .*policy/assessor/grad_norm was nan"):
+            trainer.fit()
+        trainer.close()
+    norms = [row["policy/assessor/grad_norm"] for row in rows(tmp_path / "run" / "metrics.jsonl")]
+    assert norms == [1.0, None]
+    assert (tmp_path / "run" / "checkpoints" / "collapsed" / "shared" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, math.nan), (math.nan, 1.0)])
+def test_of_two_policies_figures_the_largest_is_told_and_nan_before_all(a, b):
+    assert math.isnan(_largest(a, b)) and _largest(1.0, 2.0) == _largest(2.0, 1.0) == 2.0
 
 
 # ── Gold probes ──
