@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -179,7 +180,10 @@ class SelfPlayTrainer:
         prepared = learner.prepare(own) if own else None
         if prepared is None:
             self.console.warn(f"step {step}: no game trains policy {learner.name}; its weights stay as they are")
-            return {f"policy/{role}/samples": 0.0 for role in learner.roles}
+            alone = Counter(t.role for t in own)  # all were, where there were any
+            return {f"policy/{role}/samples": 0.0 for role in learner.roles} | {
+                f"policy/{role}/dropped_thinned": float(count) for role, count in alone.items()
+            }
         if not prepared.metrics["sync/logprob_mean_diff"] <= PARITY_LIMIT:  # NaN is no agreement either
             raise RunError(f"the engines of policy {learner.name} do not play its weights: log-probabilities differ by "
                            f"{prepared.metrics['sync/logprob_mean_diff']:.2f} per token on average")  # fmt: skip

@@ -139,6 +139,18 @@ def test_a_pause_costs_no_game(tmp_path):
     assert len(set(trainer.learners[0].learned_from)) == 1, "every step learned from all its games"
 
 
+def test_samples_that_teach_nothing_are_counted(tmp_path):
+    """All were alone in their groups: the weights stay as they are, and the metrics tell why."""
+    with FaultyJudge(good) as judge, JudgeClient([judge.url], timeout_s=5) as client:
+        trainer = trainer_of(tmp_path / "run", client, "--run.steps", "1")
+        trainer.learners[0].prepare = lambda trajectories: None
+        trainer.fit()
+        trainer.close()
+    [row] = rows(tmp_path / "run" / "metrics.jsonl")
+    for role, count in (("attacker", 4), ("assessor", 8)):
+        assert row[f"policy/{role}/samples"] == 0 and row[f"policy/{role}/dropped_thinned"] == count
+
+
 # ── Health ──
 
 
