@@ -96,13 +96,13 @@ class HealthLimits:
             _check_limit(name, getattr(self, name))
         if self.one_sided_share + self.mixed_truth_share <= 1:
             raise UserError(
-                f"health.one_sided_share ({self.one_sided_share:g}) and health.mixed_truth_share "
+                f"run.health.one_sided_share ({self.one_sided_share:g}) and run.health.mixed_truth_share "
                 f"({self.mixed_truth_share:g}) must add up to more than 1: else a faultless assessor is suspected"
             )
         if self.able_share >= min(self.violation_share, self.forfeit_share):
             raise UserError(
-                f"health.able_share is {self.able_share:g}; allowed: less than health.violation_share "
-                f"({self.violation_share:g}) and health.forfeit_share ({self.forfeit_share:g})"
+                f"run.health.able_share is {self.able_share:g}; allowed: less than run.health.violation_share "
+                f"({self.violation_share:g}) and run.health.forfeit_share ({self.forfeit_share:g})"
             )
 
 
@@ -339,4 +339,4 @@ def _check_limit(name: str, value: Any) -> None:
     right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not right_type or not 0 < value <= most or math.isinf(value):
         allowed = f"a {'whole' if whole else 'finite'} number above 0{' and at most 1' if most == 1 else ''}"
-        raise UserError(f"health.{name} is {value!r}; allowed: {allowed}")
+        raise UserError(f"run.health.{name} is {value!r}; allowed: {allowed}")

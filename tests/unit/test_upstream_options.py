@@ -379,6 +379,24 @@ LORA = ["--ds.lora.rank", "8"]
         ([*ONE_SIDE, "--roles.checkpoint", "f"], ["roles.checkpoint", "set both or neither"]),
         (["--judge.probe_count", "8"], ["judge.probe_count is set", "only with judge.probe_every above 0"]),
         (["--judge.probe_alarm", "0.7"], ["judge.probe_alarm is set", "only with judge.probe_every above 0"]),
+        (
+            [*ONE_SIDE, "--roles.policy=shared", "--roles.opponent=pool", "--roles.pool.share=0.9"],
+            ["roles.pool.share is set", "only with roles.train both"],
+        ),
+        (["--judge.token_file", "f"], ["judge.token_file is set", "only with judge.urls"]),
+        (
+            ["--train.sft_coef=1", "--train.sft_batch_size=1", "--roles.policy=shared"],
+            ["train.sft_batch_size 1", "both roles", "at least 2"],
+        ),
+        (
+            [*ONE_SIDE, *LORA, "--roles.policy=adapters", "--roles.opponent=checkpoint", "--roles.checkpoint=f",
+             "--train.sft_warmup_steps=5"],
+            ["roles.opponent checkpoint", "another than it was trained on", "train.sft_warmup_steps"],
+        ),
+        # health
+        (["--run.health.entropy_nats", "0"], ["run.health.entropy_nats is 0", "above 0"]),
+        (["--run.health.one_sided_share", "0.6"], ["run.health.one_sided_share (0.6)", "more than 1"]),
+        (["--run.health.able_share", "0.6"], ["run.health.able_share is 0.6", "run.health.violation_share (0.5)"]),
         (["--roles.pool.size", "6"], ["roles.pool is set", "only with roles.opponent pool", "remove roles.pool"]),
         (["--roles.opponent", "pool", "--roles.pool.share", "0"], ["roles.pool.share 0", "roles.opponent to current"]),
         (
