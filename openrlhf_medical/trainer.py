@@ -10,7 +10,6 @@ new weights land, so no reply has tokens of two versions.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import math
 import time
@@ -37,6 +36,7 @@ from openrlhf_medical.learner.policy import Learner
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.trajectories import Trajectory, trajectories_of
 from openrlhf_medical.run_directory import MetricsLog, RunDirectory
+from openrlhf_medical.stoppable import Stoppable
 
 PARITY_LIMIT = 1.0
 """Mean |log-probability difference| per token between engine and policy above which they are not the
@@ -73,12 +73,14 @@ class SelfPlayTrainer:
         self.seeds, self.held_out, self.monitor = seeds, held_out, monitor
         self.directory, self.console, self.gold = directory, console, gold
         self.metrics_log = MetricsLog(config, directory)
+        self._games = Stoppable()
         self.recovery = Recovery(
             judge,
-            lambda games: asyncio.run(manager.judge_again(games)),
+            lambda games: self._games.run(manager.judge_again(games)),
             max_failed_fraction=config.judge.max_failed_fraction,
             timeout_s=config.judge.recovery_timeout_s,
             tell=console.warn,
+            sleep=self._games.pause,
         )
         self._ahead = ThreadPoolExecutor(1)
         self._next: Future[Played] | None = None
@@ -149,7 +151,7 @@ class SelfPlayTrainer:
         self.console.playing(doing, len(seeds) * self.manager.rules.attacks_per_seed
                              * self.manager.rules.assessments_per_note)  # fmt: skip
         started = time.monotonic()
-        games = asyncio.run(self.manager.play(seeds, step=step, on_game=self.console.game_done))
+        games = self._games.run(self.manager.play(seeds, step=step, on_game=self.console.game_done))
         seconds = time.monotonic() - started
         games, paused_s = self.settle(games)
         metrics = game_metrics(games)
@@ -259,6 +261,8 @@ class SelfPlayTrainer:
             return [result for own in results for result in own]
 
     def close(self) -> None:
+        """Ends what is under way: nobody will learn from games that are played ahead."""
+        self._games.stop()
         self._ahead.shutdown(cancel_futures=True)
         self.metrics_log.close()
         self.directory.close()

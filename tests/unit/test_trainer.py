@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -137,6 +139,42 @@ def test_a_pause_costs_no_game(tmp_path):
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
     assert ["judge/paused_s" in row for row in metrics] == [False, True, False, False]
     assert len(set(trainer.learners[0].learned_from)) == 1, "every step learned from all its games"
+
+
+@pytest.mark.parametrize("in_a_pause", [False, True])
+def test_a_run_that_fails_does_not_wait_for_the_games_played_ahead(tmp_path, in_a_pause):
+    """Those of step 1 wait for a reply that takes a minute, or for a judge that does not come back."""
+    begun, go_on, paused = threading.Event(), threading.Event(), threading.Event()
+
+    class WaitsInStep1(Player):
+        async def reply(self, prompt: Prompt, key: TurnKey) -> Reply:
+            end = time.monotonic() + 60
+            while key.step == 1 and not go_on.is_set() and time.monotonic() < end:
+                begun.set()
+                await asyncio.sleep(0.01)
+            return await super().reply(prompt, key)
+
+    def update(prepared, seed: int, step: int) -> dict[str, float]:
+        assert begun.wait(10)
+        if in_a_pause:
+            judge.stop()
+            go_on.set()
+            assert paused.wait(10)
+        raise RunError("the workers do not answer")
+
+    with FaultyJudge(good) as judge, JudgeClient([judge.url], timeout_s=0.5) as client:
+        ahead = ["--train.async_enable", "true", "--algo.advantage.is_correction_level", "seq"]
+        trainer = trainer_of(tmp_path / "run", client, *ahead, "--judge.recovery_timeout_s", "60")
+        trainer.manager.attacker = trainer.manager.assessor = WaitsInStep1()
+        trainer.recovery._tell = lambda sentence: paused.set()
+        trainer.learners[0].update = update
+        with pytest.raises(RunError, match="the workers do not answer"):
+            trainer.fit()
+        began = time.monotonic()
+        trainer.close()
+        assert time.monotonic() - began < 5
+    kept = {game["step"] for game in rows(tmp_path / "run" / "games.jsonl")}
+    assert kept == ({0, 1} if in_a_pause else {0}), "what was played is kept"
 
 
 def test_samples_that_teach_nothing_are_counted(tmp_path):
