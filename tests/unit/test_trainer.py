@@ -320,3 +320,16 @@ def test_disguise_before_the_rules_is_told_at_start(told):
     warned: list[str] = []
     commands._warn_of_disguise(config, judge, SimpleNamespace(warn=warned.append))  # type: ignore[arg-type]
     assert [text.split(" with ")[0] for text in warned] == ["game.benign_goal disguise"] * told
+
+
+@pytest.mark.parametrize(("words", "named"), [([], ["data.train"]), (["--data.sft", "f"], ["data.train", "data.sft"])])
+def test_held_out_notes_that_training_knows_are_told(words, named):
+    config = load_config(Path("configs/tiny.yaml"), ["--train.sft_coef", "1", *words])
+    warned: list[str] = []
+    console = SimpleNamespace(warn=warned.append)
+    commands._warn_of_known(config, PAIRS, PAIRS[:1], PAIRS, console)  # type: ignore[arg-type]
+    assert [text.split(" known from ")[1].split(",")[0] for text in warned] == named
+    assert all("of the 5 seeds of data.val" in text for text in warned)
+    warned.clear()
+    commands._warn_of_known(config, PAIRS, [], [], console)  # type: ignore[arg-type]
+    assert not warned
