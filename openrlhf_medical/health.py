@@ -43,6 +43,10 @@ LOST_ABILITIES = frozenset({Kind.FORMAT_COLLAPSE, Kind.NO_NOTE})
 """Conditions that an untrained weak model starts in, and that training is there to mend. They count only
 after a step in which the role was able (``HealthLimits.able_share``), that is, as something lost."""
 
+MOST_ABSTAINED = 0.5
+"""Share of gold probes without a verdict, from which the judge is not the one that it was: all of one side, at
+least, as a quarter are identical pairs, which no judge leaves open."""
+
 AT_ONCE = frozenset({Kind.NOT_FINITE, Kind.JUDGE_DRIFT})
 """Conditions without noise to wait out: weights that became NaN do not come back, and gold probes come only every
 few steps, while each step in between learns from a judge that errs."""
@@ -284,7 +288,12 @@ def sync_mismatch(metrics: Mapping[str, float], limits: HealthLimits) -> Reading
 
 
 def judge_drift(metrics: Mapping[str, float], limits: HealthLimits) -> Reading:
-    """A judge that errs on pairs whose truth is known. Steps without a round of probes cannot tell."""
+    """A judge that errs on pairs whose truth is known, or that abstains on most of them: the games that it does not
+    decide train nobody, and no other check sees that. Steps without a round of probes cannot tell, nor can failures,
+    which ``judge.max_failed_fraction`` is for."""
+    abstained = _figure(metrics, "judge/gold_abstain_rate")
+    if abstained is not None and abstained >= MOST_ABSTAINED:
+        return Reading(Kind.JUDGE_DRIFT, None, True, f"the judge abstained on {_percent(abstained)} of the gold probes")
     right = _figure(metrics, "judge/gold_balanced_accuracy")
     if right is None:
         return Reading(Kind.JUDGE_DRIFT, None, None)

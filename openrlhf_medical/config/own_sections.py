@@ -149,7 +149,8 @@ class Judge(Section):
         default=0.8,
         gt=0,
         le=1,
-        description="balanced accuracy of the decided gold probes, below which the judge is told to have drifted",
+        description="balanced accuracy of the decided gold probes, below which the judge is told to have drifted; "
+        "so it is where it abstains on half of them",
     )
 
     @field_validator("urls")
