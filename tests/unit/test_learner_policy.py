@@ -62,8 +62,8 @@ def test_a_sync_has_a_deadline_of_its_own(adapter: str, monkeypatch: pytest.Monk
     learner.sync()
     syncing = {"adapter_files", "load_adapter"} if adapter else {"join_weight_group", "send_weights"}
     assert {name: waited[name] for name in syncing} == dict.fromkeys(syncing, SYNC_S)
-    learner.save_state(Path("state"))
-    assert waited["save_state"] == UPDATE_S
+    learner.load_state(Path("state"))
+    assert waited["load_state"] == UPDATE_S
 
 
 def sample(role: Role, group: str) -> Trajectory:
