@@ -208,7 +208,7 @@ class JudgeClient:
             answer = self._exchange(lease, keyed, deadline)
         finally:
             pause_s = None if answer.retry_after_s is None else spread_s(answer.retry_after_s)
-            verdict, reason = _worth(answer)
+            verdict, reason = _worth(answer, others=len(self._replicas.urls) > 1)
             self._replicas.give_back(lease, verdict, reason, pause_s)
         if answer.outcome is Outcome.ANSWERED:
             self._take_over(batch, keyed, answer, lease.url)
@@ -280,11 +280,11 @@ class JudgeClient:
         return label
 
 
-def _worth(answer: Answer) -> tuple[Verdict, str]:
+def _worth(answer: Answer, *, others: bool) -> tuple[Verdict, str]:
     """What an answer says of its replica, and why. One without a single label says that it is not well, however
-    quick it was: else a judge whose backend is gone would draw the queries of all the others."""
+    quick it was: else a judge whose backend is gone would draw the queries of the ``others``."""
     useless = [*answer.invalid.values(), *(label.reason for label in answer.failed.values())]
-    if answer.outcome is Outcome.ANSWERED and useless and not answer.labels:
+    if others and answer.outcome is Outcome.ANSWERED and useless and not answer.labels:
         return Verdict.FAULTY, useless[0]
     return _VERDICTS[answer.outcome], answer.reason
 
