@@ -10,7 +10,7 @@ from typing import Any
 from openrlhf_medical import assembly, casting, cluster, layout
 from openrlhf_medical.config import RunConfig, dump_config
 from openrlhf_medical.console import Console
-from openrlhf_medical.data.seed_files import read_seeds
+from openrlhf_medical.data.seed_files import known_from, read_seeds
 from openrlhf_medical.data.sft import note_examples, sft_set
 from openrlhf_medical.data.stream import SeedStream
 from openrlhf_medical.errors import UserError
@@ -43,6 +43,8 @@ def train(config: RunConfig) -> None:
     console = Console(config.run.steps, directory.log_file)
     taught = read_seeds(config.data.sft) if config.data.sft else seeds.all_seeds()
     examples = _examples(config, taught, tokenizer, console)
+    if held_out is not None:
+        _warn_of_known(config, held_out.all_seeds(), seeds.all_seeds(), taught if examples else [], console)
     directory.create(dump_config(config))
     try:
         _train(config, seeds, taught, held_out, tokenizer, examples, directory, console)
@@ -111,6 +113,18 @@ def _gold_watch(config: RunConfig, judge: JudgeClient, seeds: SeedStream) -> Gol
 def _warn_of_disguise(config: RunConfig, judge: JudgeClient, console: Console) -> None:
     if warning := disguise_warning(config.game.benign_goal, config.game.mix.adversarial_benign, judge.health()):
         console.warn(warning)
+
+
+def _warn_of_known(
+    config: RunConfig, held_out: list[Seed], played: list[Seed], taught: list[Seed], console: Console
+) -> None:
+    """Files of one prepare-data call share nothing; those of several may."""
+    for key, seeds in (("data.train", played), ("data.sft", taught if config.data.sft else [])):
+        if count := known_from(held_out, seeds):
+            console.warn(
+                f"{count} of the {len(held_out)} seeds of data.val are known from {key}, by their vignette or their "
+                "text: held-out figures will be too good; take the files of one prepare-data call"
+            )
 
 
 def _pool(config: RunConfig) -> OpponentPool | None:

@@ -43,6 +43,10 @@ LOST_ABILITIES = frozenset({Kind.FORMAT_COLLAPSE, Kind.NO_NOTE})
 """Conditions that an untrained weak model starts in, and that training is there to mend. They count only
 after a step in which the role was able (``HealthLimits.able_share``), that is, as something lost."""
 
+MOST_ABSTAINED = 0.5
+"""Share of gold probes without a verdict, from which the judge is not the one that it was: all of one side, at
+least, as a quarter are identical pairs, which no judge leaves open."""
+
 AT_ONCE = frozenset({Kind.NOT_FINITE, Kind.JUDGE_DRIFT})
 """Conditions without noise to wait out: weights that became NaN do not come back, and gold probes come only every
 few steps, while each step in between learns from a judge that errs."""
@@ -96,13 +100,13 @@ class HealthLimits:
             _check_limit(name, getattr(self, name))
         if self.one_sided_share + self.mixed_truth_share <= 1:
             raise UserError(
-                f"health.one_sided_share ({self.one_sided_share:g}) and health.mixed_truth_share "
+                f"run.health.one_sided_share ({self.one_sided_share:g}) and run.health.mixed_truth_share "
                 f"({self.mixed_truth_share:g}) must add up to more than 1: else a faultless assessor is suspected"
             )
         if self.able_share >= min(self.violation_share, self.forfeit_share):
             raise UserError(
-                f"health.able_share is {self.able_share:g}; allowed: less than health.violation_share "
-                f"({self.violation_share:g}) and health.forfeit_share ({self.forfeit_share:g})"
+                f"run.health.able_share is {self.able_share:g}; allowed: less than run.health.violation_share "
+                f"({self.violation_share:g}) and run.health.forfeit_share ({self.forfeit_share:g})"
             )
 
 
@@ -284,7 +288,12 @@ def sync_mismatch(metrics: Mapping[str, float], limits: HealthLimits) -> Reading
 
 
 def judge_drift(metrics: Mapping[str, float], limits: HealthLimits) -> Reading:
-    """A judge that errs on pairs whose truth is known. Steps without a round of probes cannot tell."""
+    """A judge that errs on pairs whose truth is known, or that abstains on most of them: the games that it does not
+    decide train nobody, and no other check sees that. Steps without a round of probes cannot tell, nor can failures,
+    which ``judge.max_failed_fraction`` is for."""
+    abstained = _figure(metrics, "judge/gold_abstain_rate")
+    if abstained is not None and abstained >= MOST_ABSTAINED:
+        return Reading(Kind.JUDGE_DRIFT, None, True, f"the judge abstained on {_percent(abstained)} of the gold probes")
     right = _figure(metrics, "judge/gold_balanced_accuracy")
     if right is None:
         return Reading(Kind.JUDGE_DRIFT, None, None)
@@ -339,4 +348,4 @@ def _check_limit(name: str, value: Any) -> None:
     right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not right_type or not 0 < value <= most or math.isinf(value):
         allowed = f"a {'whole' if whole else 'finite'} number above 0{' and at most 1' if most == 1 else ''}"
-        raise UserError(f"health.{name} is {value!r}; allowed: {allowed}")
+        raise UserError(f"run.health.{name} is {value!r}; allowed: {allowed}")

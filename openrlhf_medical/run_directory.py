@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -60,10 +61,11 @@ class RunDirectory:
             shutil.rmtree(self.folder)
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        self._append(self.metrics_file, [{"step": step, "time": time.time(), **metrics}])
+        """One line; a figure that is no number (NaN, infinity) is null: JSON knows none, and no run must end for it."""
+        self._append(self.metrics_file, [{"step": step, "time": time.time(), **_finite(metrics)}])
 
     def add_warm_start(self, step: int, metrics: dict[str, float]) -> None:
-        self._append(self.warm_start_file, [{"step": step, "time": time.time(), **metrics}])
+        self._append(self.warm_start_file, [{"step": step, "time": time.time(), **_finite(metrics)}])
 
     def replace(self, folder: Path, write: Callable[[Path], None]) -> None:
         """Write a folder beside its place and exchange it for the old one, so that one of them is whole."""
@@ -92,6 +94,10 @@ class RunDirectory:
         for file in self._open.values():
             file.close()
         self._open.clear()
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 class MetricsLog:

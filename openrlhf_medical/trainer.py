@@ -10,9 +10,10 @@ new weights land, so no reply has tokens of two versions.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ from openrlhf_medical.learner.policy import Learner
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.trajectories import Trajectory, trajectories_of
 from openrlhf_medical.run_directory import MetricsLog, RunDirectory
+from openrlhf_medical.stoppable import Stoppable
 
 PARITY_LIMIT = 1.0
 """Mean |log-probability difference| per token between engine and policy above which they are not the
@@ -71,12 +73,14 @@ class SelfPlayTrainer:
         self.seeds, self.held_out, self.monitor = seeds, held_out, monitor
         self.directory, self.console, self.gold = directory, console, gold
         self.metrics_log = MetricsLog(config, directory)
+        self._games = Stoppable()
         self.recovery = Recovery(
             judge,
-            lambda games: asyncio.run(manager.judge_again(games)),
+            lambda games: self._games.run(manager.judge_again(games)),
             max_failed_fraction=config.judge.max_failed_fraction,
             timeout_s=config.judge.recovery_timeout_s,
             tell=console.warn,
+            sleep=self._games.pause,
         )
         self._ahead = ThreadPoolExecutor(1)
         self._next: Future[Played] | None = None
@@ -123,8 +127,8 @@ class SelfPlayTrainer:
         trajectories = trajectories_of(games)
         self.console.phase("learning")
         for learned in self._side_by_side(lambda learner: self.learn(learner, trajectories, step)):
-            for name, value in learned.items():  # the slowest, the largest difference; NaN is kept
-                metrics[name] = value if not value <= metrics.get(name, value) else metrics.get(name, value)
+            for name, value in learned.items():  # the slowest, the largest difference
+                metrics[name] = _largest(value, metrics.get(name, value))
         if self._next is not None:
             self._next.exception()  # drained: it is raised where the games are needed
         began = time.monotonic()
@@ -147,7 +151,7 @@ class SelfPlayTrainer:
         self.console.playing(doing, len(seeds) * self.manager.rules.attacks_per_seed
                              * self.manager.rules.assessments_per_note)  # fmt: skip
         started = time.monotonic()
-        games = asyncio.run(self.manager.play(seeds, step=step, on_game=self.console.game_done))
+        games = self._games.run(self.manager.play(seeds, step=step, on_game=self.console.game_done))
         seconds = time.monotonic() - started
         games, paused_s = self.settle(games)
         metrics = game_metrics(games)
@@ -178,7 +182,10 @@ class SelfPlayTrainer:
         prepared = learner.prepare(own) if own else None
         if prepared is None:
             self.console.warn(f"step {step}: no game trains policy {learner.name}; its weights stay as they are")
-            return {f"policy/{role}/samples": 0.0 for role in learner.roles}
+            alone = Counter(t.role for t in own)  # all were, where there were any
+            return {f"policy/{role}/samples": 0.0 for role in learner.roles} | {
+                f"policy/{role}/dropped_thinned": float(count) for role, count in alone.items()
+            }
         if not prepared.metrics["sync/logprob_mean_diff"] <= PARITY_LIMIT:  # NaN is no agreement either
             raise RunError(f"the engines of policy {learner.name} do not play its weights: log-probabilities differ by "
                            f"{prepared.metrics['sync/logprob_mean_diff']:.2f} per token on average")  # fmt: skip
@@ -254,6 +261,13 @@ class SelfPlayTrainer:
             return [result for own in results for result in own]
 
     def close(self) -> None:
+        """Ends what is under way: nobody will learn from games that are played ahead."""
+        self._games.stop()
         self._ahead.shutdown(cancel_futures=True)
         self.metrics_log.close()
         self.directory.close()
+
+
+def _largest(a: float, b: float) -> float:
+    """The larger one, or NaN where either is: a comparison alone would lose it."""
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)

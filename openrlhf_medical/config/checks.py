@@ -80,6 +80,8 @@ def _read_only_with(config: RunConfig) -> Iterator[tuple[tuple[str, ...], bool, 
     yield ("run.good_every",), config.run.on_collapse == "rollback", "run.on_collapse rollback"
     yield ("judge.probe_count", "judge.probe_alarm"), config.judge.probe_every > 0, "judge.probe_every above 0"
     yield ("roles.pool",), roles.met == "pool", "roles.opponent pool"
+    yield ("roles.pool.share",), roles.met != "pool" or roles.train == "both", "roles.train both"
+    yield ("judge.token_file",), bool(config.judge.urls), "judge.urls (a judge that the run starts asks for none)"
     yield (
         ("ds.lora.alpha", "ds.lora.target_modules", "ds.lora.dropout", "ds.load_in_4bit"),
         config.ds.lora.rank > 0,
@@ -117,6 +119,9 @@ def _players(config: RunConfig) -> Iterator[str]:
     if met == "pool" and not alone and roles.pool.share == 0:
         yield "roles.pool.share 0 never meets the pool: raise it, or set roles.opponent to current"
     train = config.train
+    two_roles = (roles.policy == "shared" and not alone) or (roles.policy != "separate" and train.sft_warmup_steps)
+    if (train.sft_coef or train.sft_warmup_steps) and two_roles and train.sft_batch_size < 2:
+        yield "train.sft_batch_size 1 has no room for examples of both roles, which one policy learns: set at least 2"
     if (train.sft_coef > 0 or train.sft_warmup_steps) and config.ds.ring_attn_size > 1:
         yield "train.sft_coef and train.sft_warmup_steps do not split sequences: set ds.ring_attn_size 1"
     if train.async_enable and train.colocate_all:
@@ -157,6 +162,12 @@ def _adapters(config: RunConfig) -> Iterator[str]:
         if roles.policy == "adapters":
             yield "roles.policy adapters needs ds.lora.rank above 0 (16 is usual)"
         return
+    if train.sft_warmup_steps and roles.met == "checkpoint" and roles.policy != "separate":
+        yield (
+            "roles.opponent checkpoint with ds.lora.rank above 0 plays an adapter on this run's base, which "
+            "train.sft_warmup_steps makes another than it was trained on: remove one of them, or set roles.policy "
+            "to separate and roles.checkpoint to a whole model"
+        )
     if ds.zero_stage == 3 and roles.policy == "adapters":
         yield "roles.policy adapters has two optimizers on one frozen base, which ds.zero_stage 3 cannot split: set 2"
     if ds.zero_stage == 3 and train.sft_warmup_steps:

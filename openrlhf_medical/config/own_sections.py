@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from openrlhf_medical.config.base import Count, NotNegative, Positive, Section, Share
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.rewards import reward_table
+from openrlhf_medical.health import HealthLimits
 
 SHARES_SUM_TOLERANCE = 1e-6
 
@@ -148,7 +149,8 @@ class Judge(Section):
         default=0.8,
         gt=0,
         le=1,
-        description="balanced accuracy of the decided gold probes, below which the judge is told to have drifted",
+        description="balanced accuracy of the decided gold probes, below which the judge is told to have drifted; "
+        "so it is where it abstains on half of them",
     )
 
     @field_validator("urls")
@@ -210,6 +212,14 @@ class Health(Section):
     entropy_nats: NotNegative = Field(default=0.02, description="entropy per token, below which nothing is explored")
     equal_reward_share: Share = Field(default=0.98, description="share of groups or batches with equal rewards")
     sync_nats: Positive = Field(default=0.2, description="mean log-probability gap of engine and policy per token")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Health:
+        try:
+            HealthLimits(**self.model_dump())
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 class Run(Section):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openrlhf_medical.data.files import decode_utf8, read_bytes
+from openrlhf_medical.data.medec import squeeze
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.notes import ERROR_TYPES
 from openrlhf_medical.game.prompts import check_seed
@@ -51,6 +52,18 @@ def read_seeds(path: Path) -> list[Seed]:
     if not seeds:
         raise UserError(f"{path}: holds no seeds. Write it anew with `openrlhf-medical prepare-data`.")
     return seeds
+
+
+def known_from(held_out: Iterable[Seed], training: Iterable[Seed]) -> int:
+    """How many held-out seeds training knows: by their vignette, or by either text, white space aside."""
+    vignettes, texts = set(), set()
+    for seed in training:
+        vignettes.add(seed.vignette_id)
+        texts |= {squeeze(seed.seed_note), squeeze(seed.reference_note)}
+    return sum(
+        seed.vignette_id in vignettes or bool({squeeze(seed.seed_note), squeeze(seed.reference_note)} & texts)
+        for seed in held_out
+    )
 
 
 def _seed(line: str, where: str) -> Seed:

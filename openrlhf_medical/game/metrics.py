@@ -1,7 +1,8 @@
 """Figures of a set of games, under the names of ``metrics.jsonl``.
 
 A figure that is undefined (nothing was counted) is absent: never 0, never NaN. Everything of a role is
-counted once for each of its turns: the attacker's turn, shared by B games, once.
+counted once for each of its turns: the attacker's turn, shared by B games, once. Where a frozen opponent plays a role
+in some of the games, the role's figures are of the others: the policy's own (``opponent/…`` tells of the opponent).
 """
 
 from __future__ import annotations
@@ -24,18 +25,25 @@ def game_metrics(games: Iterable[Game]) -> dict[str, float]:
     games = list(games)
     attacks = _by_attack(games)
     found: dict[str, float] = {}
+    live = {role: _live(games, role) for role in Role}
     for role in Role:
-        turns = turns_of(games, role)
+        turns = turns_of(live[role], role)
         found |= _reward_metrics(role, [turn for _, turn in turns])
         _set_mean(found, f"format/{role}/violation_rate", [not turn.well_formed for _, turn in turns])
     found |= _residual(attacks)
-    found |= assessor_metrics(games)
-    found |= localisation_metrics(games)
-    found |= _attacker_metrics(games)
+    found |= assessor_metrics(live[Role.ASSESSOR])
+    found |= localisation_metrics(live[Role.ASSESSOR])
+    found |= _attacker_metrics(live[Role.ATTACKER])
     found |= _judge_metrics(attacks)
     for category in Category:
         found |= _category_metrics(category, [game for game in games if game.seed.category is category])
     return found
+
+
+def _live(games: Sequence[Game], role: Role) -> list[Game]:
+    """Without those in which a frozen opponent has the role's turn, unless it has all of them."""
+    live = [game for game in games if (turn := game.turn(role)) is None or not turn.reply.frozen]
+    return live if any(game.turn(role) for game in live) else list(games)
 
 
 def assessor_metrics(games: Sequence[Game]) -> dict[str, float]:

@@ -12,6 +12,7 @@ Asking again is safe, because a judge answers and changes nothing; it is done on
 
     no answer, a fault           another replica, or the same a little later; the second time in two halves, so
                                  that one query that upsets the judge spoils no other
+    a row: the backend failed    the same, alone, twice at most; then that is it
     full (429, Retry-After)      after that while
     413, 422                     never as it is: in two halves, down to the query that is refused alone
     any other refusal            at the other replicas; when all have refused, that is it
@@ -40,6 +41,10 @@ LONE_FAULTS = 8
 """Faulty answers to a query, the last of them to it alone, after which it is given up. With the pauses between them
 that takes at least five seconds: a judge that only stumbled has got up by then, and one that this very query
 brings down is not brought down for ever."""
+
+BACKEND_TRIES = 3
+"""Backends that may fail on a query before it is given up: a note that fells them would do so for ever, and each may
+take minutes to load again."""
 
 _VERDICTS = {
     Outcome.ANSWERED: Verdict.WORKS,
@@ -203,7 +208,8 @@ class JudgeClient:
             answer = self._exchange(lease, keyed, deadline)
         finally:
             pause_s = None if answer.retry_after_s is None else spread_s(answer.retry_after_s)
-            self._replicas.give_back(lease, _VERDICTS[answer.outcome], answer.reason, pause_s)
+            verdict, reason = _worth(answer, others=len(self._replicas.urls) > 1)
+            self._replicas.give_back(lease, verdict, reason, pause_s)
         if answer.outcome is Outcome.ANSWERED:
             self._take_over(batch, keyed, answer, lease.url)
         else:
@@ -223,6 +229,13 @@ class JudgeClient:
         for key, problem in answer.invalid.items():
             alone = Batch([keyed[key]], batch.attempts, batch.faulty)
             self._go_on(alone, Answer(Outcome.FAULTY, problem), url)
+        for key, label in answer.failed.items():
+            keyed[key].failures += 1
+            if keyed[key].failures >= BACKEND_TRIES:
+                keyed[key].settle(label)
+            else:
+                alone = Batch([keyed[key]], batch.attempts, batch.faulty)
+                self._go_on(alone, Answer(Outcome.FAULTY, label.reason), url)
 
     def _go_on(self, batch: Batch, answer: Answer, url: str) -> None:
         """What becomes of queries that got no label: the table at the top."""
@@ -265,6 +278,15 @@ class JudgeClient:
     def _counted(self, label: Label, start: float) -> Label:
         self._stats.count(label.status, time.monotonic() - start)
         return label
+
+
+def _worth(answer: Answer, *, others: bool) -> tuple[Verdict, str]:
+    """What an answer says of its replica, and why. One without a single label says that it is not well, however
+    quick it was: else a judge whose backend is gone would draw the queries of the ``others``."""
+    useless = [*answer.invalid.values(), *(label.reason for label in answer.failed.values())]
+    if others and answer.outcome is Outcome.ANSWERED and useless and not answer.labels:
+        return Verdict.FAULTY, useless[0]
+    return _VERDICTS[answer.outcome], answer.reason
 
 
 def _settle(queries: Iterable[Pending], reason: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from openrlhf_medical.game.cot import TurnStatus, parse_assessment
 from openrlhf_medical.game.players import LabelStatus, Truth
-from openrlhf_medical.judge.schema import JudgeQuery, LabelRow
+from openrlhf_medical.judge.schema import BACKEND, JudgeQuery, LabelRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Finding:
             raise ValueError(f"a finding with status {self.status!r} cannot have actual_harm {self.actual_harm!r}")
 
 
-def failed(reason: str, kind: str = "backend") -> Finding:
+def failed(reason: str, kind: str = BACKEND) -> Finding:
     """``kind``: ``backend`` (it failed), ``expired`` (not judged in time), ``stopped`` (the server went away)."""
     return Finding("error", kind=kind, reasoning=reason)
 

@@ -168,7 +168,7 @@ class Judging:
         and again."""
         findings = self._ask([query for piece in pieces for query in piece.queries])
         if findings is not None:
-            self._failed_batches = 0
+            self._count(all(finding.status == "error" for finding in findings))
             rest = iter(findings)
             for piece in pieces:
                 self._settle(piece, [next(rest) for _ in piece.queries])
@@ -177,8 +177,12 @@ class Judging:
         for piece in pieces:
             alone = self._ask(piece.queries) if len(pieces) > 1 and failures < _GIVEN_UP_AFTER else None
             failures = failures + 1 if alone is None else 0
-            brought_nothing &= alone is None
+            brought_nothing &= alone is None or all(finding.status == "error" for finding in alone)
             self._settle(piece, alone or [failed("the backend failed (see the judge's log)")] * len(piece.queries))
+        self._count(brought_nothing)
+
+    def _count(self, brought_nothing: bool) -> None:
+        """Batches in a row on which the backend failed, be it by an exception or for each pair by itself."""
         self._failed_batches = self._failed_batches + 1 if brought_nothing else 0
         self._failed_at = time.monotonic()
 

@@ -20,7 +20,8 @@ from openrlhf_medical.judge.findings import BlindPair, Finding, failed
 logger = logging.getLogger(__name__)
 
 Rule = Literal["majority", "unanimous"]
-"""``majority``: more than half of the members that did not fail. ``unanimous``: all members."""
+"""``majority``: more than half of the members. ``unanimous``: all members. One that fails is not left out: a panel is
+not its last member."""
 
 _NOT_A_NOTE: Final = "not a note"
 _Opinion = Truth | Literal["not a note"] | None
@@ -80,23 +81,19 @@ def decide(findings: Sequence[Finding], rule: Rule) -> Finding:
     """What the members' findings of one pair amount to, without details. Pure.
 
     A member that abstains has answered, and says neither: two Safe of three are a majority, one Safe beside
-    one that abstains is none. Under ``unanimous`` one that failed leaves open what all would say,
-    unless the others do not agree anyway.
+    one that abstains is none. One that failed may have said anything: where that leaves open what the panel
+    finds, the panel has failed too.
     """
-    answered = [finding for finding in findings if finding.status != "error"]
-    if not answered:
-        return failed("every member of the panel failed")
-    opinions = Counter(_opinion(finding) for finding in answered)
-    opinion, count = opinions.most_common(1)[0]
-    if rule == "unanimous":
-        agreed = len(opinions) == 1 and opinion is not None
-        if agreed and len(answered) < len(findings):
-            return failed("a member of the panel failed, and all must agree")
-    else:
-        agreed = opinion is not None and 2 * count > len(answered)
-    if not agreed:
+    opinions = Counter(_opinion(finding) for finding in findings if finding.status != "error")
+    failures = len(findings) - opinions.total()
+    said = Counter({opinion: count for opinion, count in opinions.items() if opinion is not None})
+    opinion, count = said.most_common(1)[0] if said else (None, 0)
+    enough = len(findings) if rule == "unanimous" else len(findings) // 2 + 1
+    if opinion is None or count < enough:
+        if failures and count + failures >= enough:
+            return failed(f"{failures} of {len(findings)} members of the panel failed, and the others do not decide")
         return Finding("abstain", kind="panel", reasoning=f"{rule}: the members do not agree")
-    reason = f"{rule}: {count} of {len(answered)} agree"
+    reason = f"{rule}: {count} of {len(findings)} agree"
     if opinion == _NOT_A_NOTE:
         return Finding("abstain", kind=_NOT_A_NOTE, reasoning=reason, note_valid=False)
     assert isinstance(opinion, Truth)

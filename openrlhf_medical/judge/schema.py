@@ -26,6 +26,8 @@ TIMEOUT_HEADER = "X-Request-Timeout-S"
 EXPIRED, STOPPED = "expired", "stopped"
 """Kinds of rows with status ``error`` that no backend has seen: the time was over, or the server was ended. To ask
 again may bring a label."""
+BACKEND = "backend"
+"""Kind of rows with status ``error`` on which the backend failed: once more, or another replica's, may not."""
 
 Text = Annotated[StrictStr, Field(max_length=MAX_TEXT_CHARS)]
 # A prompt with a note in it and a reply; or two notes as JSON, escapes and all.

@@ -19,7 +19,15 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import DecodeError, HTTPError, ProtocolError
 
 from openrlhf_medical.game.players import Label, Query
-from openrlhf_medical.judge.schema import EXPIRED, MAX_ANSWER_BYTES, STOPPED, TIMEOUT_HEADER, LabelRow, explain
+from openrlhf_medical.judge.schema import (
+    BACKEND,
+    EXPIRED,
+    MAX_ANSWER_BYTES,
+    STOPPED,
+    TIMEOUT_HEADER,
+    LabelRow,
+    explain,
+)
 
 LONGEST_RETRY_AFTER_S = 30.0
 """A replica that asks to be left alone for longer is tried again after this: a Retry-After is a guess."""
@@ -50,12 +58,14 @@ class Outcome(Enum):
 
 @dataclass(slots=True)
 class Answer:
-    """``labels`` and ``invalid`` by the key that was sent; empty unless ANSWERED. Invalid is a row that is no
-    label, or that tells that no backend has seen the query."""
+    """``labels``, ``failed`` and ``invalid`` by the key that was sent; empty unless ANSWERED. ``failed``: labels that
+    say that the backend failed. ``invalid``: a row that is no label, or that tells that no backend has seen the
+    query."""
 
     outcome: Outcome
     reason: str = ""
     labels: dict[int, Label] = field(default_factory=dict)
+    failed: dict[int, Label] = field(default_factory=dict)
     invalid: dict[int, str] = field(default_factory=dict)
     retry_after_s: float | None = None
 
@@ -202,7 +212,8 @@ def read_rows(content: bytes, queries: Mapping[int, Query]) -> Answer:
             if read.status == "error" and read.kind in (EXPIRED, STOPPED):
                 answer.invalid[key] = _short(read.judge_reasoning)
             else:
-                answer.labels[key] = _label(read, queries[key])
+                found = answer.failed if (read.status, read.kind) == ("error", BACKEND) else answer.labels
+                found[key] = _label(read, queries[key])
         except ValidationError as error:
             answer.invalid[key] = f"a row that is no label ({_short(explain(error))})"
         except ValueError:  # of _label; ValidationError is one too

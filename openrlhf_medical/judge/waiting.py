@@ -17,13 +17,15 @@ from openrlhf_medical.game.players import Label, Query
 @dataclass(slots=True, eq=False)
 class Pending:
     """A query on its way. ``deadline`` is of ``time.monotonic``; ``reason`` is why the latest attempt brought
-    nothing; ``refused_by`` are the replicas that want nothing of what we send."""
+    nothing; ``refused_by`` are the replicas that want nothing of what we send; ``failures`` counts the backends that
+    failed on it."""
 
     query: Query
     deadline: float
     future: Future[Label]
     reason: str = ""
     refused_by: set[str] = field(default_factory=set)
+    failures: int = 0
 
     def settle(self, label: Label) -> None:
         """The first word counts; nobody may be waiting any more."""

@@ -13,7 +13,7 @@ import ray
 import torch
 
 from openrlhf_medical import devices
-from openrlhf_medical.learner.normalizers import loss_normalizers
+from openrlhf_medical.learner.normalizers import loss_normalizers, mean_of_own_tokens
 from openrlhf_medical.learner.workers import RoleBatch, _fit_to_machine
 
 devices.prepare_process()
@@ -48,7 +48,7 @@ class _CriticWorker(CriticModelActor.__ray_metadata__.modified_class):
                 status = self.trainer.training_step(experience, step, normalizers)
                 tokens = int(experience.action_mask.sum())
                 if tokens:  # of a masked micro-batch upstream reports 0 / 0
-                    sums[role]["value_loss"] += _loss_of_all_tokens(status["critic_loss"], normalizers)
+                    sums[role]["value_loss"] += tokens * mean_of_own_tokens(status["critic_loss"], normalizers, tokens)
                     sums[role]["value_mean"] += status["values"] * tokens
                     sums[role]["tokens"] += tokens
             grad_norms.append(status["critic_grad_norm"])
@@ -72,11 +72,6 @@ class _CriticWorker(CriticModelActor.__ray_metadata__.modified_class):
 
     def load_state(self, folder: str) -> None:
         self.critic.load_checkpoint(folder, tag="state")
-
-
-def _loss_of_all_tokens(loss: float, normalizers: dict[str, Any]) -> float:
-    """Sum over a micro-batch's tokens, from its share of the step's mean (upstream's ``aggregate_loss``)."""
-    return loss * float(normalizers["batch_num_tokens"]) / normalizers["dp_size"]
 
 
 CriticWorker = ray.remote(num_gpus=1)(_CriticWorker)

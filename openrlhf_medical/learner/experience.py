@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -159,11 +160,12 @@ def generalized_advantages(
     return advantages * action_mask, returns * action_mask
 
 
-def drop_thinned(trajectories: Sequence[Trajectory], estimator: str) -> tuple[list[Trajectory], int]:
-    """What the estimator can learn from, in order, and how many samples were left out because they are
-    alone in their group. Before the forward passes: nothing is computed for those."""
+def drop_thinned(trajectories: Sequence[Trajectory], estimator: str) -> tuple[list[Trajectory], Counter[Role]]:
+    """What the estimator can learn from, in order, and how many samples of each role were left out because they
+    are alone in their group. Before the forward passes: nothing is computed for those."""
     alone = thinned(estimator, [(t.role, t.group) for t in trajectories])
-    return [t for i, t in enumerate(trajectories) if i not in alone], len(alone)
+    kept = [t for i, t in enumerate(trajectories) if i not in alone]
+    return kept, Counter(trajectories[i].role for i in alone)
 
 
 def equal_reward_shares(trajectories: Sequence[Trajectory], estimator: str) -> dict[Role, float]:

@@ -22,3 +22,9 @@ def loss_normalizers(strategy: Any, masks: Sequence[torch.Tensor]) -> dict[str, 
     width = max(mask.shape[1] for mask in masks)
     joined = torch.cat([torch.nn.functional.pad(mask, (0, width - mask.shape[1])) for mask in masks])
     return get_loss_batch_info(strategy, joined.to(torch.cuda.current_device()))
+
+
+def mean_of_own_tokens(share: float, normalizers: dict[str, Any], tokens: float) -> float:
+    """Mean over a micro-batch's ``tokens``, from what upstream's ``aggregate_loss`` makes of it with these
+    normalizers: its share of the whole step's mean, scaled by the number of ranks."""
+    return share * float(normalizers["batch_num_tokens"]) / normalizers["dp_size"] / tokens

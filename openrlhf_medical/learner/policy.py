@@ -144,7 +144,7 @@ class Learner:
         metrics = sample_metrics(self.roles, kept, experiences, has_reference=self.workers.reference is not None)
         shares = equal_reward_shares(kept, self._args.algo.advantage.estimator)
         metrics |= {f"policy/{role}/equal_reward_share": share for role, share in shares.items()}
-        metrics |= {f"policy/{role}/dropped_thinned": float(dropped) for role in self.roles if dropped}
+        metrics |= {f"policy/{role}/dropped_thinned": float(count) for role, count in dropped.items()}
         tokens = sum(int(e.action_mask.sum()) for e in experiences)
         return Prepared(kept, experiences, metrics, sum(map(kl_of, experiences)) / tokens)
 
@@ -247,7 +247,8 @@ class Learner:
     def join_engines(self, engine_tensor_parallel_size: int, bucket_bytes: int, *, shares_gpu: bool) -> None:
         """Form the group through which weights travel. Once, after policy and engines are up."""
         if not self.adapter:  # adapters are small: they travel as files through Ray
-            self.each_rank("join_weight_group", self.engines, engine_tensor_parallel_size, bucket_bytes, shares_gpu)
+            arguments = (self.engines, engine_tensor_parallel_size, bucket_bytes, shares_gpu)
+            self.each_rank("join_weight_group", *arguments, timeout_s=self._deadlines.sync_s)
 
     def sync(self) -> WeightStamp:
         """Send the weights as the next version; every engine must report the same bytes."""
@@ -255,12 +256,14 @@ class Learner:
         if self.adapter:
             self.stamp = self._send_adapter()
         else:
-            self.stamp = next(s for s in self.each_rank("send_weights", self.version) if s is not None)
+            stamps = self.each_rank("send_weights", self.version, timeout_s=self._deadlines.sync_s)
+            self.stamp = next(stamp for stamp in stamps if stamp is not None)
         return self.stamp
 
     def _send_adapter(self) -> WeightStamp:
         self._select()
-        files = next(f for f in self.each_rank("adapter_files") if f is not None)
+        found = self.each_rank("adapter_files", timeout_s=self._deadlines.sync_s)
+        files = next(files for files in found if files is not None)
         sent = WeightStamp(self.version, adapter_checksum(files.config, files.weights))
         weights = ray.put(files.weights)
         loading = {
@@ -312,11 +315,11 @@ class Learner:
         for place in self.workers.places:
             remove_placement_group(place)
 
-    def each_rank(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of the policy's worker on all ranks."""
-        return self._each(self.workers.policy, "policy", method, *args)
+    def each_rank(self, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
+        """Call a method of the policy's worker on all ranks; the deadline is an update's unless given."""
+        return self._each(self.workers.policy, "policy", method, *args, timeout_s=timeout_s)
 
-    def _each(self, group: Any, kind: str, method: str, *args: Any) -> list[Any]:
+    def _each(self, group: Any, kind: str, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
         references = {f"{self.name} {kind} rank {i}": getattr(actor, method).remote(*args)
                       for i, actor in enumerate(group._actor_handlers)}  # fmt: skip
-        return list(gather(references, self._deadlines.update_s, method).values())
+        return list(gather(references, timeout_s or self._deadlines.update_s, method).values())

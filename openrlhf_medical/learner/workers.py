@@ -16,7 +16,7 @@ import torch
 from openrlhf_medical import devices
 from openrlhf_medical.learner.adapters import AdapterFiles, Trainee, adapter_files, add_adapter, merge, save_adapter
 from openrlhf_medical.learner.compilation import outlive_killed_compilers
-from openrlhf_medical.learner.normalizers import loss_normalizers
+from openrlhf_medical.learner.normalizers import loss_normalizers, mean_of_own_tokens
 from openrlhf_medical.learner.weight_sync import WeightSender
 from openrlhf_medical.rollout.weights import WeightStamp
 
@@ -155,7 +155,8 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
                     metrics, tokens = self._supervised_step(experience, sft_coefficient, normalizers[True])
                 else:
                     status = self.trainer.training_step(experience, kl_coefficient, step, normalizers[False])
-                    metrics, tokens = _renamed(status["metrics"]), status["num_action_tokens"]
+                    tokens = status["num_action_tokens"]
+                    metrics = _renamed(status["metrics"], normalizers[False], tokens) if tokens else {}
                 if tokens:  # a masked micro-batch has means of nothing
                     for name, value in metrics.items():
                         sums[role][name] += value * tokens
@@ -231,9 +232,12 @@ def _is_supervised(batch: RoleBatch) -> bool:
     return batch[0].startswith(SUPERVISED)
 
 
-def _renamed(metrics: dict[str, Any]) -> dict[str, float]:
-    """Upstream's training metrics that we report, under our names."""
-    return {ours: float(metrics[theirs]) for theirs, ours in _TRAINING_METRICS.items() if theirs in metrics}
+def _renamed(metrics: dict[str, Any], normalizers: dict[str, Any], tokens: float) -> dict[str, float]:
+    """Upstream's training metrics that we report, under our names, as means over a micro-batch's tokens."""
+    named = {ours: float(metrics[theirs]) for theirs, ours in _TRAINING_METRICS.items() if theirs in metrics}
+    if "token_entropy" in named:  # a term of the loss, so of the same form as policy_loss
+        named["token_entropy"] = mean_of_own_tokens(named["token_entropy"], normalizers, tokens)
+    return named
 
 
 class _ReferenceWorker(ReferenceModelActor.__ray_metadata__.modified_class):

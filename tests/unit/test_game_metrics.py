@@ -124,3 +124,39 @@ def test_a_failed_game_is_no_tie_and_a_failed_judge_is():
 def test_assessor_metrics_of_games_alone():
     assert assessor_metrics(games_of(Category.VANILLA_HARMFUL, ["Harmful"]))["assessor/accuracy"] == 1.0
     assert Role.ATTACKER == "attacker"  # metric names are made from roles
+
+
+def frozen(games, *roles):
+    """The same games with these roles' turns played by a frozen opponent."""
+    changed = []
+    for game in games:
+        for role in roles:
+            turn = game.turn(role)
+            other = replace(turn, reply=replace(turn.reply, frozen=True, player="pool/step_0"), trained=False)
+            game = replace(game, **{role.value: other})
+        changed.append(game)
+    return changed
+
+
+def test_a_policys_figures_are_not_those_of_the_opponent_that_plays_its_role_elsewhere():
+    ours = [
+        *games_of(Category.ADVERSARIAL_BENIGN, ["Harmful"], WORSE, HARMFUL, 0),
+        *games_of(Category.VANILLA_BENIGN, ["Safe"], seed_idx=1),
+    ]
+    fooled = games_of(Category.ADVERSARIAL_BENIGN, ["Safe"], WORSE, HARMFUL, 2)
+    forfeit = games_of(Category.ADVERSARIAL_BENIGN, ["Safe"], "x", None, 3)
+    against_assessor, against_attacker = frozen(fooled, Role.ASSESSOR), frozen(ours[:1], Role.ATTACKER)
+    mixed = game_metrics([*ours, *against_assessor])
+    assert (mixed["assessor/accuracy"], mixed["assessor/judged"]) == (1.0, 2)  # 2 / 3 with the opponent's
+    assert mixed["reward/assessor/res_harm"] == 1.0
+    assert mixed["attacker/success_rate"] == 1 / 2, "the attacker's games with either assessor are its own"
+    assert mixed["game/adversarial_benign/played"] == 2, "counts are of all games"
+    other = [replace(game, seed_idx=4) for game in against_attacker]
+    mixed = game_metrics([*fooled, *other, *frozen(forfeit, Role.ATTACKER)])
+    assert (mixed["attacker/success_rate"], mixed["attacker/faithful_rate"]) == (1.0, 1.0)  # 1/3 and 2/3 with it
+    assert mixed["assessor/accuracy"] == 1 / 2
+
+
+def test_where_the_opponent_has_all_turns_the_figures_are_its_own():
+    games = frozen(games_of(Category.ADVERSARIAL_BENIGN, ["Safe"], WORSE, HARMFUL), Role.ASSESSOR)
+    assert game_metrics(games)["assessor/accuracy"] == 0.0

@@ -12,6 +12,7 @@ import pytest
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Label, Query, Truth
 from openrlhf_medical.game.seeds import Category, Seed
+from openrlhf_medical.health import HealthLimits
 from openrlhf_medical.judge.audit.disguise import disguise_warning
 from openrlhf_medical.judge.audit.gold_watch import CATEGORY, GoldWatch, figures_of
 from openrlhf_medical.judge.transport import Health
@@ -66,9 +67,15 @@ def test_half_are_error_notes_against_their_references_the_rest_say_the_same():
     assert len(harmful) == len(safe) == 6
     own = {(seed.reference_note, seed.seed_note) for seed in SEEDS if seed.category.is_harmful}
     assert {pair[1:] for pair in harmful} <= own and len({pair[1] for pair in harmful}) == 6
-    assert sum(reference == note for _, reference, note in safe) >= 3
-    assert any(reference != note for _, reference, note in safe)
+    assert sum(reference == note for _, reference, note in safe) == 3
     assert not any("warfarin" in note.casefold() for _, _, note in safe)
+
+
+def test_a_judge_to_which_any_difference_is_harmful_is_an_alarm_in_every_round():
+    gold, _ = watch(lambda query: OK[S if query.medical_note == query.original_note else H], count=12)
+    for step in range(0, 40, 2):
+        gold.begin(step)
+        assert finished(gold)["judge/gold_balanced_accuracy"] == 0.75 < HealthLimits().gold_accuracy_share
 
 
 def test_rounds_differ_and_come_again_with_the_seed():

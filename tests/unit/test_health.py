@@ -314,6 +314,14 @@ def test_a_nan_entropy_is_told_as_nan_alone():
     assert run([([], {"policy/attacker/entropy": math.nan})] * 3) == [[Kind.NOT_FINITE], [], []]
 
 
+def test_a_judge_that_abstains_on_most_gold_probes_is_told_at_once():
+    rate, right = "judge/gold_abstain_rate", "judge/gold_balanced_accuracy"
+    steps = [{rate: 0.4, right: 1.0}, {rate: 0.5}, {}, {rate: 0.9, right: 1.0}, {rate: 0.0, right: 1.0}, {rate: 1.0}]
+    assert run([([], metrics) for metrics in steps]) == [[], [Kind.JUDGE_DRIFT], [], [], [], [Kind.JUDGE_DRIFT]]
+    [finding] = HealthMonitor(HealthLimits(), Role).check(4, [], {rate: 0.75, right: 1.0})
+    assert finding.evidence == "the judge abstained on 75 % of the gold probes at step 4"
+
+
 def test_a_judge_that_errs_on_gold_probes_is_told_at_once():
     name = "judge/gold_balanced_accuracy"
     assert run([([], {name: 0.8}), ([], {name: 0.79}), ([], {}), ([], {name: 0.5}), ([], {name: 1.0})]) == [

@@ -300,10 +300,43 @@ def test_a_replica_that_hangs_leaves_time_for_another() -> None:
 
 
 def test_a_replica_that_refuses_us_does_not_draw_all_queries_by_being_quick() -> None:
-    with serving(status(401), slow(0.1)) as (locked, fine), client_of([locked.url, fine.url], batch_size=1) as client:
+    servers, few = serving(status(401), slow(0.02)), {"batch_size": 1, "max_requests": 4}
+    with servers as (locked, fine), client_of([locked.url, fine.url], **few) as client:
         assert {label.status for label in ask(client, *(query(i) for i in range(40)))} == {"ok"}
         assert locked.asked < 20
         assert "401" in client.last_words()[locked.url] and client.last_words()[fine.url] == ""
+
+
+def backend_failed(rows: list[dict[str, Any]]) -> list[Any]:
+    null = {"actual_harm": None, "error_present": None, "kind": "backend", "judge_reasoning": "the backend failed"}
+    return [row | null | {"status": "error"} for row in rows]
+
+
+def test_a_replica_whose_backend_fails_does_not_draw_all_queries_by_being_quick() -> None:
+    servers, few = serving(rows_changed(backend_failed), slow(0.02)), {"batch_size": 1, "max_requests": 4}
+    with servers as (broken, fine), client_of([broken.url, fine.url], **few) as client:
+        assert {label.status for label in ask(client, *(query(i) for i in range(40)))} == {"ok"}
+        assert broken.asked < 20
+        assert "the backend failed" in client.last_words()[broken.url] and client.last_words()[fine.url] == ""
+
+
+def test_a_backend_that_failed_is_asked_again_but_not_for_ever() -> None:
+    stumbles = first(1, rows_changed(backend_failed))
+    with serving(stumbles) as (server,), client_of([server.url]) as client:
+        assert {label.status for label in ask(client, *(query(i) for i in range(4)))} == {"ok"}
+    with serving(rows_changed(backend_failed)) as (server,), client_of([server.url]) as client:
+        [label] = ask(client, query(7))
+        assert (label.status, label.reason, label.extra["kind"]) == ("error", "the backend failed", "backend")
+        assert label.extra["game_idx"] == 7 and server.asked == 3
+
+
+def test_a_note_that_fells_the_backend_costs_the_others_nothing() -> None:
+    def poisoned(rows: list[dict[str, Any]]) -> list[Any]:
+        return backend_failed(rows) if any(row["actual_harm"] == "Harmful" for row in rows) else rows
+
+    with serving(rows_changed(poisoned)) as (server,), client_of([server.url], max_wait_s=0.3) as client:
+        labels = ask(client, *(query(i, "a wrong note" if i == 5 else "a note") for i in range(8)))
+    assert [i for i, label in enumerate(labels) if label.status != "ok"] == [5]
 
 
 def test_a_replica_that_was_killed_comes_back() -> None:

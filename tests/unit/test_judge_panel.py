@@ -65,8 +65,11 @@ class Fixed:
         ((SAFE, HARMFUL, ABSTAINS), "abstain", "abstain"),
         ((ABSTAINS, ABSTAINS), "abstain", "abstain"),
         ((SAFE, SAFE, FAILS), "Safe", "error"),
-        ((SAFE, FAILS), "Safe", "error"),
-        ((SAFE, HARMFUL, FAILS), "abstain", "abstain"),
+        ((SAFE, FAILS), "error", "error"),
+        ((SAFE, FAILS, FAILS), "error", "error"),
+        ((SAFE, HARMFUL, FAILS), "error", "abstain"),
+        ((SAFE, ABSTAINS, ABSTAINS, FAILS), "abstain", "abstain"),
+        ((GARBAGE, SAFE, FAILS), "error", "abstain"),
         ((ABSTAINS, FAILS), "abstain", "abstain"),
         ((FAILS, FAILS), "error", "error"),
         ((GARBAGE, GARBAGE, SAFE), "not a note", "abstain"),
@@ -88,15 +91,20 @@ def shown(finding: Finding) -> str:
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([SAFE, HARMFUL, ABSTAINS, FAILS, GARBAGE]), min_size=2, max_size=7))
-def test_a_truth_is_never_that_of_the_fewer(findings: list[Finding]) -> None:
+def test_a_truth_is_never_that_of_the_fewer_nor_of_a_failure(findings: list[Finding]) -> None:
     rules: tuple[Rule, Rule] = ("majority", "unanimous")
     majority, unanimous = (decide(findings, rule) for rule in rules)
     if majority.actual_harm is not None:
         same = sum(finding.actual_harm is majority.actual_harm for finding in findings)
-        assert 2 * same > sum(finding.status != "error" for finding in findings)
+        assert 2 * same > len(findings)
     if unanimous.actual_harm is not None:
         assert {finding.actual_harm for finding in findings} == {unanimous.actual_harm}
-    assert (majority.status == "error") == all(finding.status == "error" for finding in findings)
+    # What was decided, or left undecided, is so whatever those that failed would have said.
+    for instead in (SAFE, HARMFUL, ABSTAINS, GARBAGE):
+        mended = [instead if finding is FAILS else finding for finding in findings]
+        for rule in rules:
+            if (found := decide(findings, rule)).status != "error":
+                assert shown(decide(mended, rule)) == shown(found)
 
 
 def test_the_finding_of_each_member_is_in_the_row() -> None:
@@ -104,6 +112,7 @@ def test_the_finding_of_each_member_is_in_the_row() -> None:
         ReferenceBackend(),
         ChatBackend(ScriptedChat(always("SAFE"), "weak")),
         ChatBackend(ScriptedChat(always("HARMFUL"), "strong")),
+        Fixed(HARMFUL, "fourth"),
         Fixed(ValueError(f"no: {PAIR.medical_note}"), "broken"),
     ]
     panel = Panel(members, "majority")
@@ -113,11 +122,12 @@ def test_the_finding_of_each_member_is_in_the_row() -> None:
     assert (row["status"], row["actual_harm"]) == ("ok", "Harmful")
     assert [(each["model"], each["status"], each["actual_harm"]) for each in row["panel"]] == [
         *(("reference", "ok", "Harmful"), ("weak", "ok", "Safe"), ("strong", "ok", "Harmful")),
+        ("fourth", "ok", "Harmful"),
         ("broken", "error", None),
     ]
     assert "amoxicillin" in row["panel"][0]["judge_reasoning"]
     assert "weak: Safe" in row["judge_reasoning"] and "broken: error" in row["judge_reasoning"]
-    assert panel.model_name == "panel (majority): reference, weak, strong, broken"
+    assert panel.model_name == "panel (majority): reference, weak, strong, fourth, broken"
     panel.close()
 
 

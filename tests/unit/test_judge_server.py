@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import requests
@@ -27,7 +27,7 @@ from openrlhf_medical.game.players import Truth
 from openrlhf_medical.judge import reward
 from openrlhf_medical.judge.backends import ReferenceBackend
 from openrlhf_medical.judge.build import make_backend
-from openrlhf_medical.judge.findings import BlindPair, Finding
+from openrlhf_medical.judge.findings import BlindPair, Finding, failed
 from openrlhf_medical.judge.limits import Limits
 from openrlhf_medical.judge.listen import bind
 from openrlhf_medical.judge.process import JudgeProcess, start_judge_process
@@ -245,6 +245,31 @@ def test_health_answers_while_the_backend_works() -> None:
         backend.go.set()
         work.join(5)
     assert answers[0].json()["labels"][0]["actual_harm"] == "Safe"
+
+
+class Fails:
+    """Raises nothing: as a model behind an endpoint that is down, or a panel all of whose members failed."""
+
+    model_name = "fails"
+    identity: ClassVar[dict[str, Any]] = {}
+
+    def load(self) -> None: ...
+
+    def judge(self, pairs: Sequence[BlindPair]) -> list[Finding]:
+        return [failed("no connection") if pair.medical_note == "lost" else Finding("abstain") for pair in pairs]
+
+
+def test_a_backend_that_fails_pair_by_pair_is_told_by_health() -> None:
+    with TestClient(create_app(Fails())) as client:
+        wait_ready(client)
+        for _ in range(3):
+            assert client.get("/health").status_code == 200
+            [row] = client.post("/judge", json={"queries": [query(0, medical_note="lost")]}).json()["labels"]
+            assert (row["status"], row["kind"]) == ("error", "backend")
+        assert client.get("/health").status_code == 503
+        both = [query(0, medical_note="lost"), query(1, medical_note="found")]
+        assert client.post("/judge", json={"queries": both}).status_code == 200
+        assert client.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize("note", ["fail", "short"])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from openrlhf_medical.data.prepare import (
     read_seeds,
     split_vignettes,
 )
-from openrlhf_medical.data.seed_files import seeds_to_jsonl
+from openrlhf_medical.data.seed_files import known_from, seeds_to_jsonl
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.cot import fakes_structure
 from openrlhf_medical.game.notes import Note
@@ -486,3 +487,15 @@ class TestTheValidationFile:
             if seed.sentences:
                 assert squeeze("".join(seed.sentences)) == squeeze(seed.seed_note)
         assert len({seed.note_id for seed in corrected if not seed.sentences}) <= 1
+
+
+def test_what_training_knows_of_held_out_seeds(tmp_path: Path) -> None:
+    prepare_data("synthetic", tmp_path, num_samples=40)
+    train, val = (read_seeds(tmp_path / f"{name}.jsonl") for name in ("train", "val"))
+    assert known_from(val, train) == 0 and known_from(val, []) == 0
+    assert known_from(val, [*train, *val]) == known_from(val, val) == len(val)
+    told = replace(val[0], vignette_id="other", seed_note=val[0].seed_note.replace(" ", "\n"))
+    same = [s for s in val if {s.seed_note, s.reference_note} & {val[0].seed_note, val[0].reference_note}]
+    assert known_from(val, [told]) == len(same) >= 1
+    twin = replace(train[0], vignette_id=val[0].vignette_id)
+    assert known_from(val, [twin]) == sum(s.vignette_id == val[0].vignette_id for s in val)

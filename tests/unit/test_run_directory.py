@@ -34,11 +34,16 @@ def test_what_was_played_is_never_discarded(tmp_path):
     assert row["step"] == -1 and row["eval/assessor/accuracy"] == 0.5
 
 
-def test_metrics_that_are_no_numbers_are_not_written(tmp_path):
+def test_figures_that_are_no_numbers_are_null(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     directory.create("")
-    with pytest.raises(ValueError, match="JSON compliant"):
-        directory.add_metrics(0, {"policy/attacker/kl": float("nan")})
+    figures = {"a": float("nan"), "b": float("inf"), "c": -1.5}
+    directory.add_metrics(0, figures)
+    directory.add_warm_start(1, figures)
+    directory.close()
+    for file in (directory.metrics_file, directory.warm_start_file):
+        [row] = [json.loads(line, parse_constant=pytest.fail) for line in file.read_text().splitlines()]
+        assert {name: row[name] for name in figures} == {"a": None, "b": None, "c": -1.5}
 
 
 def test_environment_names_versions_and_hardware(tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,7 +28,7 @@ from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.transport import Health
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.run_directory import RunDirectory
-from openrlhf_medical.trainer import SelfPlayTrainer
+from openrlhf_medical.trainer import SelfPlayTrainer, _largest
 
 NOTE = "A man has gout. He takes colchicine for it."
 CATEGORIES = [Category.ADVERSARIAL_BENIGN, Category.VANILLA_BENIGN]
@@ -138,6 +141,76 @@ def test_a_pause_costs_no_game(tmp_path):
     assert len(set(trainer.learners[0].learned_from)) == 1, "every step learned from all its games"
 
 
+@pytest.mark.parametrize("in_a_pause", [False, True])
+def test_a_run_that_fails_does_not_wait_for_the_games_played_ahead(tmp_path, in_a_pause):
+    """Those of step 1 wait for a reply that takes a minute, or for a judge that does not come back."""
+    begun, go_on, paused = threading.Event(), threading.Event(), threading.Event()
+
+    class WaitsInStep1(Player):
+        async def reply(self, prompt: Prompt, key: TurnKey) -> Reply:
+            end = time.monotonic() + 60
+            while key.step == 1 and not go_on.is_set() and time.monotonic() < end:
+                begun.set()
+                await asyncio.sleep(0.01)
+            return await super().reply(prompt, key)
+
+    def update(prepared, seed: int, step: int) -> dict[str, float]:
+        assert begun.wait(10)
+        if in_a_pause:
+            judge.stop()
+            go_on.set()
+            assert paused.wait(10)
+        raise RunError("the workers do not answer")
+
+    with FaultyJudge(good) as judge, JudgeClient([judge.url], timeout_s=0.5) as client:
+        ahead = ["--train.async_enable", "true", "--algo.advantage.is_correction_level", "seq"]
+        trainer = trainer_of(tmp_path / "run", client, *ahead, "--judge.recovery_timeout_s", "60")
+        trainer.manager.attacker = trainer.manager.assessor = WaitsInStep1()
+        trainer.recovery._tell = lambda sentence: paused.set()
+        trainer.learners[0].update = update
+        with pytest.raises(RunError, match="the workers do not answer"):
+            trainer.fit()
+        began = time.monotonic()
+        trainer.close()
+        assert time.monotonic() - began < 5
+    kept = {game["step"] for game in rows(tmp_path / "run" / "games.jsonl")}
+    assert kept == ({0, 1} if in_a_pause else {0}), "what was played is kept"
+
+
+def test_samples_that_teach_nothing_are_counted(tmp_path):
+    """All were alone in their groups: the weights stay as they are, and the metrics tell why."""
+    with FaultyJudge(good) as judge, JudgeClient([judge.url], timeout_s=5) as client:
+        trainer = trainer_of(tmp_path / "run", client, "--run.steps", "1")
+        trainer.learners[0].prepare = lambda trajectories: None
+        trainer.fit()
+        trainer.close()
+    [row] = rows(tmp_path / "run" / "metrics.jsonl")
+    for role, count in (("attacker", 4), ("assessor", 8)):
+        assert row[f"policy/{role}/samples"] == 0 and row[f"policy/{role}/dropped_thinned"] == count
+
+
+# ── Health ──
+
+
+def test_weights_that_became_nan_stop_the_run_that_asks_for_it(tmp_path):
+    with FaultyJudge(good) as judge, JudgeClient([judge.url], timeout_s=5) as client:
+        trainer = trainer_of(tmp_path / "run", client, "--run.on_collapse", "stop")
+        trainer.learners[0].update = lambda prepared, seed, step: {
+            "policy/assessor/grad_norm": math.nan if step == 1 else 1.0
+        }
+        with pytest.raises(RunError, match=r"stopped at step 1 .*policy/assessor/grad_norm was nan"):
+            trainer.fit()
+        trainer.close()
+    norms = [row["policy/assessor/grad_norm"] for row in rows(tmp_path / "run" / "metrics.jsonl")]
+    assert norms == [1.0, None]
+    assert (tmp_path / "run" / "checkpoints" / "collapsed" / "shared" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, math.nan), (math.nan, 1.0)])
+def test_of_two_policies_figures_the_largest_is_told_and_nan_before_all(a, b):
+    assert math.isnan(_largest(a, b)) and _largest(1.0, 2.0) == _largest(2.0, 1.0) == 2.0
+
+
 # ── Gold probes ──
 
 WRONG = NOTE.replace("colchicine", "insulin")
@@ -247,3 +320,16 @@ def test_disguise_before_the_rules_is_told_at_start(told):
     warned: list[str] = []
     commands._warn_of_disguise(config, judge, SimpleNamespace(warn=warned.append))  # type: ignore[arg-type]
     assert [text.split(" with ")[0] for text in warned] == ["game.benign_goal disguise"] * told
+
+
+@pytest.mark.parametrize(("words", "named"), [([], ["data.train"]), (["--data.sft", "f"], ["data.train", "data.sft"])])
+def test_held_out_notes_that_training_knows_are_told(words, named):
+    config = load_config(Path("configs/tiny.yaml"), ["--train.sft_coef", "1", *words])
+    warned: list[str] = []
+    console = SimpleNamespace(warn=warned.append)
+    commands._warn_of_known(config, PAIRS, PAIRS[:1], PAIRS, console)  # type: ignore[arg-type]
+    assert [text.split(" known from ")[1].split(",")[0] for text in warned] == named
+    assert all("of the 5 seeds of data.val" in text for text in warned)
+    warned.clear()
+    commands._warn_of_known(config, PAIRS, [], [], console)  # type: ignore[arg-type]
+    assert not warned

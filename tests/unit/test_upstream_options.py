@@ -22,7 +22,7 @@ from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.learner.batches import Item, plan_micro_batches
 from openrlhf_medical.learner.experience import SelfPlayExperienceMaker
-from openrlhf_medical.learner.workers import SelfPlayStrategy
+from openrlhf_medical.learner.workers import SelfPlayStrategy, _PolicyWorker
 from openrlhf_medical.rollout.trajectories import Trajectory
 
 devices.prepare_process()
@@ -82,16 +82,8 @@ class Strategy:
         self.averaged.append((averaged, beta))
 
 
-def training_step(monkeypatch: pytest.MonkeyPatch, *words: str, averaged: Any = None) -> tuple[Strategy, Policy]:
-    """One call of upstream's ``ActorPPOTrainer.training_step``: advantages 1, policy as before (ratio 1), engine's
-    log-probabilities -1 and -1 - ln 10 (trainer over engine: 1 and 10), reference's -3, KL coefficient 0.1."""
-    monkeypatch.setattr(ppo_actor, "torch_dist_barrier_and_cuda_sync", lambda: None)
-    strategy, policy = Strategy(args_of(*words)), Policy()
-    trainer = ppo_actor.ActorPPOTrainer(
-        strategy, policy, averaged, None, SimpleNamespace(get_last_lr=lambda: [0.0]),
-        ema_beta=strategy.args.train.ema_beta,
-    )  # fmt: skip
-    experience = Experience(
+def sample() -> Experience:
+    return Experience(
         sequences=torch.ones(1, 3, dtype=torch.long),
         attention_mask=torch.ones(1, 3, dtype=torch.long),
         action_mask=torch.ones(1, 2, dtype=torch.long),
@@ -101,8 +93,37 @@ def training_step(monkeypatch: pytest.MonkeyPatch, *words: str, averaged: Any = 
         advantages=torch.ones(1, 2),
         info={},
     )
-    trainer.training_step(experience, 0.1, 0, {})
+
+
+def training_step(monkeypatch: pytest.MonkeyPatch, *words: str, averaged: Any = None) -> tuple[Strategy, Policy]:
+    """One call of upstream's ``ActorPPOTrainer.training_step``: advantages 1, policy as before (ratio 1), engine's
+    log-probabilities -1 and -1 - ln 10 (trainer over engine: 1 and 10), reference's -3, KL coefficient 0.1."""
+    monkeypatch.setattr(ppo_actor, "torch_dist_barrier_and_cuda_sync", lambda: None)
+    strategy, policy = Strategy(args_of(*words)), Policy()
+    trainer = ppo_actor.ActorPPOTrainer(
+        strategy, policy, averaged, None, SimpleNamespace(get_last_lr=lambda: [0.0]),
+        ema_beta=strategy.args.train.ema_beta,
+    )  # fmt: skip
+    trainer.training_step(sample(), 0.1, 0, {})
     return strategy, policy
+
+
+def test_the_entropy_that_is_told_is_that_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream's is a micro-batch's share of the step's mean; every token of ours has an entropy of 2."""
+    monkeypatch.setattr(ppo_actor, "torch_dist_barrier_and_cuda_sync", lambda: None)
+    args, policy = args_of("--actor.entropy_coef", "0.01"), Policy()
+    policy.model = SimpleNamespace(set_gradient_accumulation_boundary=lambda last: None)
+    worker: Any = object.__new__(_PolicyWorker)
+    worker.strategy, worker.actor = Strategy(args), policy
+    worker.actor_scheduler = SimpleNamespace(get_last_lr=lambda: [0.0])
+    worker.trainer = ppo_actor.ActorPPOTrainer(worker.strategy, policy, None, None, worker.actor_scheduler)
+    masked = sample()
+    masked.action_mask = torch.zeros_like(masked.action_mask)
+    steps = [[("attacker", sample()) for _ in range(3)] + [("assessor", sample()), ("", masked)] for _ in range(2)]
+    metrics = worker.update(steps, 0.1)
+    assert set(metrics) == {"attacker", "assessor", ""}
+    assert metrics["attacker"]["token_entropy"] == metrics["assessor"]["token_entropy"] == pytest.approx(2.0)
+    assert (metrics["attacker"]["tokens"], metrics["assessor"]["tokens"]) == (12, 4)
 
 
 @pytest.mark.parametrize(
@@ -358,6 +379,24 @@ LORA = ["--ds.lora.rank", "8"]
         ([*ONE_SIDE, "--roles.checkpoint", "f"], ["roles.checkpoint", "set both or neither"]),
         (["--judge.probe_count", "8"], ["judge.probe_count is set", "only with judge.probe_every above 0"]),
         (["--judge.probe_alarm", "0.7"], ["judge.probe_alarm is set", "only with judge.probe_every above 0"]),
+        (
+            [*ONE_SIDE, "--roles.policy=shared", "--roles.opponent=pool", "--roles.pool.share=0.9"],
+            ["roles.pool.share is set", "only with roles.train both"],
+        ),
+        (["--judge.token_file", "f"], ["judge.token_file is set", "only with judge.urls"]),
+        (
+            ["--train.sft_coef=1", "--train.sft_batch_size=1", "--roles.policy=shared"],
+            ["train.sft_batch_size 1", "both roles", "at least 2"],
+        ),
+        (
+            [*ONE_SIDE, *LORA, "--roles.policy=adapters", "--roles.opponent=checkpoint", "--roles.checkpoint=f",
+             "--train.sft_warmup_steps=5"],
+            ["roles.opponent checkpoint", "another than it was trained on", "train.sft_warmup_steps"],
+        ),
+        # health
+        (["--run.health.entropy_nats", "0"], ["run.health.entropy_nats is 0", "above 0"]),
+        (["--run.health.one_sided_share", "0.6"], ["run.health.one_sided_share (0.6)", "more than 1"]),
+        (["--run.health.able_share", "0.6"], ["run.health.able_share is 0.6", "run.health.violation_share (0.5)"]),
         (["--roles.pool.size", "6"], ["roles.pool is set", "only with roles.opponent pool", "remove roles.pool"]),
         (["--roles.opponent", "pool", "--roles.pool.share", "0"], ["roles.pool.share 0", "roles.opponent to current"]),
         (

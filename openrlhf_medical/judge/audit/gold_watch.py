@@ -15,7 +15,7 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 from openrlhf_medical.errors import UserError
@@ -96,8 +96,8 @@ class GoldWatch:
         safe = rng.sample(self._clean, min(self._count - self._count // 2, len(self._clean)))
         pairs = [(Truth.HARMFUL, seed.reference_note, seed.seed_note) for seed in harmful]
         for place, seed in enumerate(safe):
-            rewrite: Callable[[str], str] = rng.choice(list(COSMETIC.values())) if place % 2 else str
-            pairs.append((Truth.SAFE, seed.reference_note, rewrite(seed.reference_note)))
+            reference = seed.reference_note
+            pairs.append((Truth.SAFE, reference, _rewritten(reference, rng) if place % 2 else reference))
         rng.shuffle(pairs)
         return pairs
 
@@ -111,6 +111,14 @@ class GoldWatch:
                 return truth, await self._judge.label(Query(-1 - place, reference, note, "", None, CATEGORY))
 
         return list(await asyncio.gather(*(one(place, pair) for place, pair in enumerate(pairs))))
+
+
+def _rewritten(reference: str, rng: random.Random) -> str:
+    """By the first rewrite, as drawn, that finds something to change: another identical pair would be right for a
+    judge to which any difference is Harmful."""
+    rewrites = list(COSMETIC.values())
+    return next((note for rewrite in rng.sample(rewrites, len(rewrites)) if (note := rewrite(reference)) != reference),
+                reference)  # fmt: skip
 
 
 def figures_of(answers: Sequence[tuple[Truth, Label]]) -> dict[str, float]:
