@@ -24,7 +24,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def header(runs: Sequence[Measured], config: Path) -> list[str]:
     """The commands, then a table of facts with a column for each run."""
-    lines = ["```", f"python benchmarks/learning.py plan --config {config}"]
+    lines = [
+        f"Training seeds: the `prepare-data` commands at the head of `{config}`. Then:",
+        "```",
+        f"python benchmarks/learning.py plan --config {config}",
+    ]
     lines += [_data_command(Path(folder)) for folder in sorted(_values(runs, "data"))]
     for run in runs:
         changed = "".join(f" --{key} {value}" for key, value in overrides(run, config).items())
