@@ -66,7 +66,7 @@ def packed(rows: list[Any]) -> bytes:
 
 
 def good(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
-    answer(http, [row_of(query) for query in reversed(body["queries"])])
+    answer(http, [judge.row_of(query) for query in reversed(body["queries"])])
 
 
 def status(code: int, **headers: str) -> Fault:
@@ -74,21 +74,21 @@ def status(code: int, **headers: str) -> Fault:
 
 
 def rows_changed(change: Callable[[list[Row]], list[Any]]) -> Fault:
-    return lambda judge, http, body: answer(http, change([row_of(query) for query in body["queries"]]))
+    return lambda judge, http, body: answer(http, change([judge.row_of(query) for query in body["queries"]]))
 
 
-def slow(seconds: float, then: Fault = good) -> Fault:
+def slow(seconds: float) -> Fault:
     """Right, but late; or, for longer than anybody waits, hung."""
 
     def handle(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
         if not judge.stopping.wait(seconds):
-            then(judge, http, body)
+            good(judge, http, body)
 
     return handle
 
 
 def half_a_body(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
-    full = packed([row_of(query) for query in body["queries"]])
+    full = packed([judge.row_of(query) for query in body["queries"]])
     http.send_response(200)
     http.send_header("Content-Length", str(len(full)))
     http.end_headers()
@@ -101,7 +101,7 @@ def half_a_body_that_parses(judge: FaultyJudge, http: BaseHTTPRequestHandler, bo
     http.send_response(200)
     http.send_header("Connection", "close")
     http.end_headers()
-    http.wfile.write(packed([row_of(query) for query in body["queries"][: len(body["queries"]) // 2]]))
+    http.wfile.write(packed([judge.row_of(query) for query in body["queries"][: len(body["queries"]) // 2]]))
     http.close_connection = True
 
 
@@ -131,17 +131,13 @@ def dripping(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> No
 
 def stale(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
     """The answer to the request before this one, of whoever it was, with wrong labels."""
-    answer(http, [opposite(row_of(query)) for query in judge.before["queries"]])
+    answer(http, [opposite(judge.row_of(query)) for query in judge.before["queries"]])
 
 
-def two_answers(first: Fault = good) -> Fault:
+def two_answers(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
     """The right one, and at once another, which the next request on this connection would read as its own."""
-
-    def handle(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
-        first(judge, http, body)
-        answer(http, [opposite(row_of(query)) for query in body["queries"]])
-
-    return handle
+    good(judge, http, body)
+    answer(http, [opposite(judge.row_of(query)) for query in body["queries"]])
 
 
 def neighbours_key(rows: list[Row]) -> list[Row]:
@@ -179,7 +175,7 @@ FAULTS: Mapping[str, Fault] = {
     "hung": slow(60),
     "slow": slow(0.2),
     "stale": stale,
-    "two answers": two_answers(),
+    "two answers": two_answers,
     "missing row": rows_changed(lambda rows: rows[1:]),
     "empty": rows_changed(lambda rows: []),
     "duplicated row": rows_changed(lambda rows: [*rows, rows[0]]),
@@ -201,18 +197,16 @@ FAULTS: Mapping[str, Fault] = {
 """By name. Each may put wrong labels into rows that no careful client takes."""
 
 
-def faults_now_and_then(share: float, seed: int, otherwise: Fault = good) -> Fault:
+def faults_now_and_then(share: float, seed: int) -> Fault:
     """One of all faults in a ``share`` of requests, as drawn; else what is right."""
     rng, names = random.Random(seed), tuple(FAULTS)
-    # Those whose answer counts give this judge's own.
-    faults = {**FAULTS, "slow": slow(0.2, otherwise), "two answers": two_answers(otherwise)}
     lock = threading.Lock()
 
     def handle(judge: FaultyJudge, http: BaseHTTPRequestHandler, body: Body) -> None:
         with lock:
             name = rng.choice(names) if rng.random() < share else "good"
         judge.served[name] += 1
-        faults.get(name, otherwise)(judge, http, body)
+        FAULTS.get(name, good)(judge, http, body)
 
     return handle
 
@@ -225,11 +219,11 @@ class FaultyJudge:
     stays. A context manager.
 
     ``bodies``, ``headers``: of the requests so far; ``before``: the request before the one being answered;
-    ``served``: for handlers that count; ``healthy``: what GET /health says.
+    ``served``: for handlers that count; ``healthy``: what GET /health says; ``row_of``: its answer to one query.
     """
 
-    def __init__(self, handler: Fault = good, port: int = 0) -> None:
-        self.handler, self.port = handler, port
+    def __init__(self, handler: Fault = good, port: int = 0, row_of: Callable[[Body], Row] = row_of) -> None:
+        self.handler, self.port, self.row_of = handler, port, row_of
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
         self.served: Counter[str] = Counter()
