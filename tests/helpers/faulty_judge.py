@@ -189,7 +189,7 @@ FAULTS: Mapping[str, Fault] = {
     "key as text": rows_changed(lambda rows: [row | {"game_idx": str(row["game_idx"])} for row in rows]),
     "key as fraction": rows_changed(lambda rows: [row | {"game_idx": float(row["game_idx"])} for row in rows]),
     "no label": rows_changed(lambda rows: [rows[0] | {"status": "ok", "actual_harm": None}, *rows[1:]]),
-    "contradiction": rows_changed(lambda rows: [row | {"status": "abstain"} for row in rows]),
+    "contradiction": rows_changed(lambda rows: [opposite(row) | {"status": "abstain"} for row in rows]),
     "not a number": rows_changed(lambda rows: [rows[0] | {"confidence": float("nan")}, *rows[1:]]),
     "stopping": rows_changed(lambda rows: [row | NOT_JUDGED for row in rows]),
     "half a character": rows_changed(lambda rows: [rows[0] | {"hint": "\ud800"}, *rows[1:]]),
