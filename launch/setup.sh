@@ -65,6 +65,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "$wanted" >"$stamp"
 fi
 
+mkdir -p models
 if [ "${1:-}" = --dev ]; then
   wanted=$(sha256sum <launch/pins/dev.txt | cut -c1-16)
   stamp=.venv/.installed-dev
@@ -72,6 +73,14 @@ if [ "${1:-}" = --dev ]; then
     .venv/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r launch/pins/dev.txt \
       2> >(grep -v '^WARNING: Location' >&2)
     echo "$wanted" >"$stamp"
+  fi
+  # A real Slurm and a real browser, for the tests of both; those tests say what is missing where this cannot be done.
+  missing=$(dpkg-query --show --showformat='${Package}\n' 2>/dev/null | grep -Fvxf - launch/pins/apt.txt || true)
+  if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    note "installing" $missing
+    # shellcheck disable=SC2086  # one word a package
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing; } \
+      >models/apt.log 2>&1 || note "could not install them (models/apt.log): tests that need them will say so"
   fi
 fi
 
