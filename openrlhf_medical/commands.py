@@ -84,8 +84,9 @@ def _train(
         opponents = casting.start_opponents(config, starts, learners, tokenizer)
         cast = casting.cast_of(config, learners, opponents, tokenizer)
         manager = MedicalDialogueGameManager(
-            cast[Role.ATTACKER], cast[Role.ASSESSOR], judge, config.rules(), schedule=config.rollout.schedule
-        )
+            cast[Role.ATTACKER], cast[Role.ASSESSOR], judge, config.rules(),
+            max_concurrent=layout.turns_at_once(config), schedule=config.rollout.schedule,
+        )  # fmt: skip
         league = League(opponents, layout.policy_names(config), _pool(config))
         monitor = HealthMonitor(_health_limits(config), config.trained_roles)
         trainer = SelfPlayTrainer(
@@ -184,8 +185,10 @@ def play(config: RunConfig, *, models: dict[Role, str], num_samples: int, num_ep
             casting.player_of(config, engines[models[role]], tokenizer, name=Path(models[role]).name) for role in Role
         )
         manager = MedicalDialogueGameManager(
-            attacker, assessor, judge, config.rules(), schedule=config.rollout.schedule
-        )
+            attacker, assessor, judge, config.rules(),
+            max_concurrent=layout.TURNS_OF_ENGINE * config.vllm.num_engines * len(engines),
+            schedule=config.rollout.schedule,
+        )  # fmt: skip
         everything: list[Game] = []
         console.training_begins()
         with output.open("x", encoding="utf-8") as file:

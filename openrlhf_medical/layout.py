@@ -10,6 +10,9 @@ from pathlib import Path
 from openrlhf_medical.config import RunConfig
 from openrlhf_medical.game.players import Role
 
+TURNS_OF_ENGINE = 256
+"""As many as vLLM's engine works on at the same time (its ``max_num_seqs``) on the machines that we know."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -95,6 +98,13 @@ def needs_reference(config: RunConfig) -> bool:
 
 def bundles_needed(config: RunConfig) -> int:
     return layout_of(config).bundles * len(bases_of(config)) + opponent_engines(config)
+
+
+def turns_at_once(config: RunConfig) -> int:
+    """Turns in flight that keep every engine full: an attack has one at a time, on one engine pool or the other."""
+    each = config.vllm.num_engines * config.vllm.tensor_parallel_size
+    pools = len(bases_of(config)) + opponent_engines(config) // each
+    return TURNS_OF_ENGINE * config.vllm.num_engines * pools
 
 
 def optimizer_steps_planned(config: RunConfig, roles: Collection[Role]) -> int:

@@ -115,6 +115,21 @@ def test_headers_say_how_many_gpus(path: Path) -> None:
     assert int(gpus) == bundles_needed(load_config(path))
 
 
+def test_turns_in_flight_fill_every_engine() -> None:
+    from openrlhf_medical.layout import turns_at_once
+
+    base = ["--vllm.num_engines", "2", "--vllm.tensor_parallel_size", "2"]
+    found = {
+        words: turns_at_once(load_config(BASE, [*base, *words.split()]))
+        for words in (
+            "--roles.policy shared --roles.opponent current",
+            "--roles.policy separate --roles.opponent current",
+            "--roles.policy separate --roles.train assessor --roles.opponent base",
+        )
+    }
+    assert list(found.values()) == [512, 1024, 1024]
+
+
 @every_ablation
 def test_ablations_differ_from_their_base_in_what_they_ablate(path: Path) -> None:
     base, own = (flat(load_config(file).model_dump()) for file in (BASE, path))

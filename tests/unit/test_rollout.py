@@ -37,6 +37,13 @@ def test_what_is_packed_comes_out_again(shapes, target):
         assert torch.equal(found[str(i)], tensor)
 
 
+def test_padding_is_zero_whatever_the_memory_held(monkeypatch):
+    spec = TensorSpec("a", torch.bfloat16, (3,))
+    monkeypatch.setattr(torch, "empty", lambda n, **options: torch.full((n,), 255, **options))
+    buffer = pack((spec,), [torch.ones(3).bfloat16()])
+    assert buffer[:6].any() and not buffer[6:].any()
+
+
 def checksum(*buffers: torch.Tensor) -> str:
     total = Checksum()
     for buffer in buffers:
