@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from openrlhf_medical import devices
-from openrlhf_medical.cluster import gather, reserve
+from openrlhf_medical import casting, devices
+from openrlhf_medical.cluster import gather, reserve, within
 from openrlhf_medical.config import RunConfig, upstream_options
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Role
@@ -35,7 +35,8 @@ from openrlhf_medical.learner.policy import Deadlines, Learner, Supervision, Wor
 from openrlhf_medical.learner.supervised import SupervisedExamples
 from openrlhf_medical.learner.workers import PolicyWorker, ReferenceWorker, SelfPlayStrategy
 from openrlhf_medical.rollout.engine_player import prompt_ids
-from openrlhf_medical.rollout.engines import EngineSpec, start_engines
+from openrlhf_medical.rollout.engines import EngineSpec
+from openrlhf_medical.rollout.fleet import Fleet
 
 devices.prepare_process()
 
@@ -153,7 +154,7 @@ def start_pupils(config: RunConfig, roles: Collection[Role], pad_token_id: int) 
                 own,
                 strategy,
                 Workers(policy, places=(place,)),
-                [],
+                None,
                 pad_token_id,
                 _deadlines(config),
                 adapter=adapters[0] if adapters else "",
@@ -208,12 +209,12 @@ def _start_base(
         folder = critic_model(config, start)
         for i, ref in enumerate(critic.async_init_model_from_pretrained(strategy, folder, steps)):
             starting[f"{title} critic rank {i}"] = ref
-    engines = []
+    engines: Fleet | None = None
     if spec is not None:
         own, share = bundles(layout.engines, "engines")
         spec = replace(spec, model=start, adapters=adapters_at_once(config, policies), adapter_rank=config.ds.lora.rank)
-        engines = start_engines(spec, config.vllm.num_engines, own, share)
-        starting |= {f"{title} engine {i}": engine.weight_stamp.remote() for i, engine in enumerate(engines)}
+        engines = casting.start_fleet(config, spec, title, own, share)
+        starting |= {name: engine.weight_stamp.remote() for name, engine in engines.named().items()}
     train = config.train
     limit = (config.rollout.max_tokens_per_gpu or train.max_tokens_per_gpu, train.max_tokens_per_gpu)
     return [
@@ -244,13 +245,18 @@ def _deadlines(config: RunConfig) -> Deadlines:
 
 
 def _workers(config: RunConfig, size: Any, kind: Any, place: Any, gpus_per_worker: float) -> RayActorGroup:
-    return RayActorGroup(
-        size.num_nodes,
-        size.num_gpus_per_node,
-        kind,
-        pg=place,
-        num_gpus_per_actor=gpus_per_worker,
-        duplicate_actors=config.ds.ring_attn_size * config.ds.tensor_parallel_size,
+    """Upstream asks the first worker for its address, and would wait for it for ever."""
+    return within(
+        config.run.start_timeout_s,
+        f"starting the first {kind.__ray_metadata__.class_name.strip('_')}",
+        lambda: RayActorGroup(
+            size.num_nodes,
+            size.num_gpus_per_node,
+            kind,
+            pg=place,
+            num_gpus_per_actor=gpus_per_worker,
+            duplicate_actors=config.ds.ring_attn_size * config.ds.tensor_parallel_size,
+        ),
     )
 
 

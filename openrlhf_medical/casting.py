@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+from ray.util.placement_group import PlacementGroup
 
 from openrlhf_medical.cluster import gather, reserve
 from openrlhf_medical.config import RunConfig
@@ -12,11 +15,12 @@ from openrlhf_medical.game.players import Player, Role
 from openrlhf_medical.layout import frozen_roles, model_of, plays_as_adapter
 from openrlhf_medical.learner.policy import Learner
 from openrlhf_medical.rollout.engine_player import EnginePlayer, Sampling
-from openrlhf_medical.rollout.engines import EngineSpec, start_engines
+from openrlhf_medical.rollout.engines import EngineSpec, start_engine
+from openrlhf_medical.rollout.fleet import Fleet
 from openrlhf_medical.rollout.opponents import Meetings, Opponent, Side
 
 
-def player_of(config: RunConfig, engines: list[Any], tokenizer: Any, **who: Any) -> EnginePlayer:
+def player_of(config: RunConfig, engines: Fleet, tokenizer: Any, **who: Any) -> EnginePlayer:
     """A player on these engines; ``who`` says its ``name``, ``adapter`` and whether it is ``frozen``."""
     sampling = Sampling(
         temperature=config.rollout.temperature,
@@ -29,14 +33,29 @@ def player_of(config: RunConfig, engines: list[Any], tokenizer: Any, **who: Any)
     return EnginePlayer(engines, tokenizer, sampling, config.data.max_len, config.run.generate_timeout_s, **who)
 
 
-def start_engine_pool(config: RunConfig, model: str, purpose: str) -> list[Any]:
+def start_engine_pool(config: RunConfig, model: str, purpose: str) -> Fleet:
     """Engines only: what ``play`` and frozen opponents need."""
     vllm, timeout_s = config.vllm, config.run.placement_timeout_s
     place = reserve(vllm.num_engines * vllm.tensor_parallel_size, timeout_s, purpose)
-    return start_engines(engine_spec(config, model), vllm.num_engines, place, 1.0)
+    return start_fleet(config, engine_spec(config, model), purpose, place, 1.0)
 
 
-def wait_for_engines(config: RunConfig, engines: Mapping[str, list[Any]]) -> None:
+def start_fleet(
+    config: RunConfig, spec: EngineSpec, title: str, place: PlacementGroup, gpus_per_engine: float
+) -> Fleet:
+    """Returns at once. Equipping a replacement may have to wait for an update to end, and then sends weights."""
+    run = config.run
+    start = partial(start_engine, spec, placement=place, gpus_per_engine=gpus_per_engine)
+    return Fleet(
+        title,
+        start,
+        config.vllm.num_engines,
+        start_timeout_s=run.start_timeout_s,
+        equip_timeout_s=run.update_timeout_s + 2 * run.sync_timeout_s,
+    )
+
+
+def wait_for_engines(config: RunConfig, engines: Mapping[str, Fleet]) -> None:
     waiting = {
         f"{name} engine {i}": e.weight_stamp.remote() for name, own in engines.items() for i, e in enumerate(own)
     }

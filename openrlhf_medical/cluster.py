@@ -5,15 +5,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
+import psutil
 import ray
+from ray._private.state import actors as actor_table
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from openrlhf_medical import devices
-from openrlhf_medical.errors import StuckError, UserError
+from openrlhf_medical.errors import StuckError, UserError, WorkerDied
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CAUSE_S = 5.0
+"""How long an error waits for its cause: where a worker dies, those that compute with it fail a moment earlier."""
+
+SHUTDOWN_S, LAST_MOMENTS_S = 60.0, 10.0
+"""For Ray's own orderly end, and then for each of its processes to be gone, before they are killed."""
 
 
 def connect(gpus_needed: int) -> None:
@@ -58,7 +72,41 @@ def session(gpus_needed: int) -> Iterator[None]:
                 )
         yield
     finally:
-        ray.shutdown()
+        shut_down()
+
+
+def shut_down() -> None:
+    """End Ray in bounded time, whatever its workers are at, and whatever processes of a Ray that we started.
+
+    A worker that hangs in foreign code, or was stopped, hears of no orderly end: what is left of our own
+    descendants is killed.
+    """
+    family = [child for child in psutil.Process().children(recursive=True) if _of_ray(child)]
+    ending = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+    ending.start()
+    ending.join(SHUTDOWN_S)
+    _, left = psutil.wait_procs([one for one in family if _runs(one)], LAST_MOMENTS_S)
+    for process in filter(_runs, left):
+        logger.warning("killing process %d (%s), which did not end with Ray", process.pid, process.name())
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, LAST_MOMENTS_S)
+
+
+def _of_ray(process: psutil.Process) -> bool:
+    """One of Ray's daemons, or a descendant of one; the judge that we started too is not."""
+    try:
+        line = [process, *process.parents()]
+        return any("/ray/" in word for one in line[: line.index(psutil.Process())] for word in one.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess, ValueError):
+        return False
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def reserve(bundles: int, timeout_s: float, purpose: str) -> PlacementGroup:
@@ -85,7 +133,12 @@ def reserve(bundles: int, timeout_s: float, purpose: str) -> PlacementGroup:
 
 
 def gather(references: Mapping[str, Any], timeout_s: float, doing: str) -> dict[str, Any]:
-    """The results by name. Raises StuckError naming who is missing, or the first worker's own error."""
+    """The results by name.
+
+    Raises:
+        StuckError: somebody did not answer in time. WorkerDied: the process of somebody is gone. Both name who,
+        on which machine, in which phase. Else the first worker's own error.
+    """
     names = {reference: name for name, reference in references.items()}
     pending = list(names)
     results: dict[str, Any] = {}
@@ -93,8 +146,71 @@ def gather(references: Mapping[str, Any], timeout_s: float, doing: str) -> dict[
     while pending:
         ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
-            missing = ", ".join(sorted(names[reference] for reference in pending))
+            missing = ", ".join(sorted(names[reference] + whereabouts(reference) for reference in pending))
             raise StuckError(f"{doing}: no answer from {missing} within {timeout_s:g} s")
         for reference in ready:
-            results[names[reference]] = ray.get(reference)
+            try:  # it is there; the deadline is for fetching it from another machine
+                results[names[reference]] = ray.get(reference, timeout=max(1.0, deadline - time.monotonic()))
+            except GetTimeoutError:
+                raise StuckError(
+                    f"{doing}: the answer of {names[reference]} did not arrive in {timeout_s:g} s"
+                ) from None
+            except RayActorError as error:
+                raise _died(names[reference], reference, error, doing) from None
+            except RayTaskError:
+                _raise_the_cause(pending, names, doing)
+                raise
     return {name: results[name] for name in references}
+
+
+def within(timeout_s: float, doing: str, work: Callable[[], T]) -> T:
+    """``work()``, of somebody who sets no deadline of his own. Raises StuckError, and leaves it waiting."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name=doing, daemon=True).start()
+    try:
+        return done.result(timeout_s)
+    except TimeoutError:
+        raise StuckError(f"{doing}: no answer within {timeout_s:g} s") from None
+    except RayActorError as error:
+        raise WorkerDied(f"{doing}: it died: {why_dead(error)}") from None
+
+
+def _raise_the_cause(pending: list[Any], names: Mapping[Any, str], doing: str) -> None:
+    """Raise WorkerDied where one of these is gone: then somebody's error is only the consequence."""
+    deadline = time.monotonic() + CAUSE_S
+    while pending and (left := deadline - time.monotonic()) > 0:
+        ready, pending = ray.wait(pending, num_returns=1, timeout=left)
+        for reference in ready:
+            try:
+                ray.get(reference, timeout=1.0)
+            except RayActorError as error:
+                raise _died(names[reference], reference, error, doing) from None
+            except (RayTaskError, GetTimeoutError):
+                continue
+
+
+def _died(name: str, reference: Any, error: RayActorError, doing: str) -> WorkerDied:
+    return WorkerDied(f"{doing}: {name}{whereabouts(reference)} died: {why_dead(error)}", (name,))
+
+
+def why_dead(error: BaseException) -> str:
+    """Ray's reason without the numbers before it, on one line."""
+    text = " ".join(str(error).split())
+    return text.rpartition("The actor is dead because ")[2].removeprefix("its worker process has died. ")[:300]
+
+
+def whereabouts(reference: Any) -> str:
+    """`` (node …, pid …)`` of the actor that was to answer; empty where Ray does not know it any more."""
+    if not isinstance(reference, ray.ObjectRef) or not ray.is_initialized():
+        return ""
+    actor = actor_table(reference.task_id().actor_id().hex())
+    nodes = {node["NodeID"]: node for node in ray.nodes()} if actor else {}
+    node = nodes.get(actor["Address"]["NodeID"]) if actor else None
+    return f" (node {node['NodeManagerHostname']} {node['NodeManagerAddress']}, pid {actor['Pid']})" if node else ""

@@ -13,7 +13,7 @@ from openrlhf_medical.console import Console
 from openrlhf_medical.data.seed_files import known_from, read_seeds
 from openrlhf_medical.data.sft import note_examples, sft_set
 from openrlhf_medical.data.stream import SeedStream
-from openrlhf_medical.errors import UserError
+from openrlhf_medical.errors import RunError, StuckError, UserError, WorkerDied
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
 from openrlhf_medical.game.metrics import game_metrics
 from openrlhf_medical.game.players import Role
@@ -24,6 +24,7 @@ from openrlhf_medical.judge.audit.disguise import disguise_warning
 from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.learner.supervised import SupervisedExamples
+from openrlhf_medical.rollout.fleet import Fleets
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.pool import OpponentPool
 from openrlhf_medical.run_directory import RunDirectory
@@ -94,6 +95,8 @@ def _train(
         )
         try:
             trainer.fit()
+        except (StuckError, WorkerDied) as error:
+            raise RunError(f"{error}. The same command with --resume auto goes on from the last checkpoint") from None
         finally:
             trainer.close()
 
@@ -181,6 +184,7 @@ def play(config: RunConfig, *, models: dict[Role, str], num_samples: int, num_ep
         console.phase("starting engines (about half a minute)")
         engines = {model: casting.start_engine_pool(config, model, model) for model in sorted(set(models.values()))}
         casting.wait_for_engines(config, engines)
+        fleets = Fleets(engines.values(), console.warn)
         attacker, assessor = (
             casting.player_of(config, engines[models[role]], tokenizer, name=Path(models[role]).name) for role in Role
         )
@@ -197,8 +201,9 @@ def play(config: RunConfig, *, models: dict[Role, str], num_samples: int, num_ep
                 console.playing("playing", len(drawn) * manager.rules.attacks_per_seed
                                 * manager.rules.assessments_per_note)  # fmt: skip
                 games = asyncio.run(manager.play(drawn, step=episode, on_game=console.game_done))
+                fleets.check()
                 file.writelines(json.dumps(game.to_json(), ensure_ascii=False) + "\n" for game in games)
                 everything += games
-                console.step_done(game_metrics(games))
+                console.step_done(game_metrics(games) | fleets.finish_step())
         # Figures are of one play call for each step number.
         console.play_summary(game_metrics(everything), output)

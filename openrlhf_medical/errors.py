@@ -15,3 +15,11 @@ class RunError(RuntimeError):
 
 class StuckError(RunError):
     """A deadline passed; the message names who did not answer, in which phase, after how long."""
+
+
+class WorkerDied(RunError):
+    """A process of the run is gone; the message names it, its machine and the phase. ``names``: who died."""
+
+    def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.names = names

@@ -33,6 +33,7 @@ from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.recovery import Recovery, TooManyFailed
 from openrlhf_medical.learner.policy import Learner
+from openrlhf_medical.rollout.fleet import Fleets
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.trajectories import Trajectory, trajectories_of
 from openrlhf_medical.run_directory import MetricsLog, RunDirectory
@@ -73,6 +74,7 @@ class SelfPlayTrainer:
         self.seeds, self.held_out, self.monitor = seeds, held_out, monitor
         self.directory, self.console, self.gold = directory, console, gold
         self.metrics_log = MetricsLog(config, directory)
+        self.fleets = Fleets((each.engines for each in (*learners, *league.opponents.values())), console.warn)
         self._games = Stoppable()
         self.recovery = Recovery(
             judge,
@@ -134,6 +136,7 @@ class SelfPlayTrainer:
         began = time.monotonic()
         self._side_by_side(Learner.sync)
         metrics |= {"time/sync_s": time.monotonic() - began, "time/step_s": time.monotonic() - started}
+        metrics |= self.fleets.finish_step()
         return games, metrics
 
     def play_step(self, step: int) -> Played:
@@ -153,6 +156,7 @@ class SelfPlayTrainer:
         started = time.monotonic()
         games = self._games.run(self.manager.play(seeds, step=step, on_game=self.console.game_done))
         seconds = time.monotonic() - started
+        self.fleets.check()
         games, paused_s = self.settle(games)
         metrics = game_metrics(games)
         tokens = sum(len(turn.reply.token_ids) for role in Role for _, turn in turns_of(games, role))
@@ -263,6 +267,7 @@ class SelfPlayTrainer:
     def close(self) -> None:
         """Ends what is under way: nobody will learn from games that are played ahead."""
         self._games.stop()
+        self.fleets.close()
         self._ahead.shutdown(cancel_futures=True)
         self.metrics_log.close()
         self.directory.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from openrlhf_medical import devices
 from openrlhf_medical.cluster import gather
 from openrlhf_medical.game.players import Role
+from openrlhf_medical.learner.adapters import AdapterFiles
 from openrlhf_medical.learner.batches import Item, plan_micro_batches, plan_update
 from openrlhf_medical.learner.experience import (
     SelfPlayExperienceMaker,
@@ -27,6 +30,7 @@ from openrlhf_medical.learner.measures import kl_of, merge_ranks, named_by_role,
 from openrlhf_medical.learner.supervised import SupervisedExamples
 from openrlhf_medical.learner.workers import SUPERVISED, RoleBatch
 from openrlhf_medical.rollout.engines import adapter_checksum
+from openrlhf_medical.rollout.fleet import Fleet
 from openrlhf_medical.rollout.trajectories import Trajectory, masked_experience
 from openrlhf_medical.rollout.weights import WeightStamp
 
@@ -47,6 +51,10 @@ class Deadlines:
 
     update_s: float
     sync_s: float
+
+
+INNER = 0.9
+"""Share of a sync's deadline that a worker itself waits for engines: it knows which one it waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +89,27 @@ class Prepared:
     """Mean k1 estimate over all action tokens, for the KL controller."""
 
 
+def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
+    """One call of the workers at a time: a replaced engine gets its weights from a thread of its own, and two
+    collective calls that reach the ranks in different order would wait for each other for ever."""
+
+    @functools.wraps(method)
+    def locked(learner: Learner, *args: Any, **options: Any) -> Any:
+        with learner._workers_free:
+            return method(learner, *args, **options)
+
+    return locked
+
+
 class Learner:
     """One policy: prepares samples, updates, sends its weights to its engines, saves itself.
 
     ``roles`` are those that it trains: both for a shared policy. ``strategy`` is upstream's, with a
     namespace of upstream's options. ``adapter``: the policy is this LoRA adapter on its workers' base.
     ``staleness``: how many versions old a sample may be. All methods block until every worker has answered.
+
+    An engine that is replaced while an update runs waits for its end, and gets what the next sync will send, under
+    that version.
     """
 
     def __init__(
@@ -95,7 +118,7 @@ class Learner:
         roles: Sequence[Role],
         strategy: Any,
         workers: Workers,
-        engines: list[Any],
+        engines: Fleet | None,
         pad_token_id: int,
         deadlines: Deadlines,
         *,
@@ -105,8 +128,15 @@ class Learner:
         staleness: int = 0,
     ):
         """``max_tokens``: of a micro-batch in (forward passes, training); None counts samples instead."""
-        self.name, self.roles, self.engines, self.adapter = name, tuple(roles), engines, adapter
+        self.name, self.roles, self.adapter = name, tuple(roles), adapter
+        self.engines = Fleet.none() if engines is None else engines
+        self.engines.equip_with(self._equip)
         self.workers, self.supervision = workers, supervision
+        self._workers_free = threading.RLock()
+        self._moved = False  # the weights are no longer those of the last sync
+        self._in_group: list[Any] = []
+        self._group_options: tuple[int, int, bool] | None = None
+        self._sent: AdapterFiles | None = None
         self.version = -1
         self.stamp: WeightStamp | None = None
         self._args: SimpleNamespace = strategy.args
@@ -123,6 +153,7 @@ class Learner:
 
     # ── From games to updates ──
 
+    @_alone
     def prepare(self, trajectories: list[Trajectory]) -> Prepared | None:
         """Log-probabilities under policy and reference, and role-wise advantages; None where the estimator
         can learn from none of the samples.
@@ -148,9 +179,11 @@ class Learner:
         tokens = sum(int(e.action_mask.sum()) for e in experiences)
         return Prepared(kept, experiences, metrics, sum(map(kl_of, experiences)) / tokens)
 
+    @_alone
     def update(self, prepared: Prepared, seed: int, step: int = 0) -> dict[str, float]:
         """One update on all samples. ``seed`` decides which samples share an optimizer step; ``step`` which
         supervised examples are mixed in."""
+        self._moved = True
         self._select()
         items = [Item(t.role.value, t.length) for t in prepared.trajectories]
         train, ranks = self._args.train, data_parallel_ranks(self._args)
@@ -245,46 +278,88 @@ class Learner:
     # ── Weights ──
 
     def join_engines(self, engine_tensor_parallel_size: int, bucket_bytes: int, *, shares_gpu: bool) -> None:
-        """Form the group through which weights travel. Once, after policy and engines are up."""
+        """Form the group through which weights travel, after policy and engines are up."""
+        self._group_options = (engine_tensor_parallel_size, bucket_bytes, shares_gpu)
         if not self.adapter:  # adapters are small: they travel as files through Ray
-            arguments = (self.engines, engine_tensor_parallel_size, bucket_bytes, shares_gpu)
-            self.each_rank("join_weight_group", *arguments, timeout_s=self._deadlines.sync_s)
+            self._join(self.engines.named())
+
+    @_alone
+    def _join(self, engines: dict[str, Any]) -> None:
+        """A group cannot grow or shrink: these engines, and nobody else, get what is sent from now on."""
+        assert self._group_options is not None, "join_engines comes first"
+        self.each_rank("join_weight_group", engines, *self._group_options, INNER * self._deadlines.sync_s,
+                       timeout_s=self._deadlines.sync_s)  # fmt: skip
+        self._in_group = list(engines.values())
 
     def sync(self) -> WeightStamp:
-        """Send the weights as the next version; every engine must report the same bytes."""
+        """Send the weights as the next version; every engine must report the same bytes. Dead engines are replaced
+        first."""
+        self.engines.stamps(self.adapter, timeout_s=self._deadlines.sync_s)
+        return self._send_to_all()
+
+    @_alone
+    def _send_to_all(self) -> WeightStamp:
+        engines = self.engines.named()
+        if not self.adapter and self._in_group != list(engines.values()):
+            self._join(engines)
         self.version += 1
-        if self.adapter:
-            self.stamp = self._send_adapter()
-        else:
-            stamps = self.each_rank("send_weights", self.version, timeout_s=self._deadlines.sync_s)
-            self.stamp = next(stamp for stamp in stamps if stamp is not None)
+        self.stamp = self._send_adapter() if self.adapter else self._send_weights(self.version)
+        self._moved = False
         return self.stamp
+
+    def _send_weights(self, version: int) -> WeightStamp:
+        stamps = self.each_rank("send_weights", version, INNER * self._deadlines.sync_s,
+                                timeout_s=self._deadlines.sync_s)  # fmt: skip
+        return next(stamp for stamp in stamps if stamp is not None)
+
+    def _equip(self, engine: Any, name: str) -> None:
+        """Give a new engine the weights that it has to play with: those that the others hold, or, where an update
+        has moved them since, those of the next version."""
+        if self.stamp is None:
+            return  # nobody has any yet
+        if self.adapter:
+            self._load_adapter({name: engine}, self.stamp)
+        else:
+            self._send_alone(engine, name)
+
+    @_alone
+    def _send_alone(self, engine: Any, name: str) -> None:
+        assert self.stamp is not None
+        self._join({name: engine})
+        sent = self._send_weights(self.version + self._moved)
+        if not self._moved and sent != self.stamp:
+            raise RuntimeError(f"{name} was sent {sent}, the other engines hold {self.stamp}")
 
     def _send_adapter(self) -> WeightStamp:
         self._select()
         found = self.each_rank("adapter_files", timeout_s=self._deadlines.sync_s)
-        files = next(files for files in found if files is not None)
-        sent = WeightStamp(self.version, adapter_checksum(files.config, files.weights))
-        weights = ray.put(files.weights)
-        loading = {
-            f"{self.name} engine {i}": engine.load_adapter.remote(self.adapter, self.version, files.config, weights)
-            for i, engine in enumerate(self.engines)
-        }
-        held = gather(loading, self._deadlines.sync_s, "loading the adapter")
-        if wrong := {name: stamp for name, stamp in held.items() if stamp != sent}:
-            raise RuntimeError(f"adapter sync: {wrong}, the policy sent {sent}")
+        # Kept, small as they are: a replaced engine gets the version of the others whatever the workers are at.
+        self._sent = next(files for files in found if files is not None)
+        sent = WeightStamp(self.version, adapter_checksum(self._sent.config, self._sent.weights))
+        self._load_adapter(self.engines.named(), sent)
         return sent
 
-    def check_engines(self) -> None:
-        """Raises RuntimeError naming every engine that does not hold this policy's current weights."""
-        references = {
-            f"{self.name} engine {i}": e.weight_stamp.remote(self.adapter) for i, e in enumerate(self.engines)
+    def _load_adapter(self, engines: dict[str, Any], stamp: WeightStamp) -> None:
+        """The adapter that was sent last, ``stamp``, to these engines."""
+        assert self._sent is not None
+        config, weights = self._sent.config, ray.put(self._sent.weights)
+        loading = {
+            name: engine.load_adapter.remote(self.adapter, stamp.version, config, weights)
+            for name, engine in engines.items()
         }
-        held = gather(references, self._deadlines.sync_s, "asking engines for their version")
+        held = gather(loading, self._deadlines.sync_s, "loading the adapter")
+        if wrong := {name: own for name, own in held.items() if own != stamp}:
+            raise RuntimeError(f"adapter sync: {wrong}, the policy sent {stamp}")
+
+    def check_engines(self) -> None:
+        """Raises RuntimeError naming every engine that does not hold this policy's current weights. Dead ones are
+        replaced."""
+        held = self.engines.stamps(self.adapter, timeout_s=self._deadlines.sync_s)
         wrong = {name: stamp for name, stamp in held.items() if stamp != self.stamp}
         if wrong:
             raise RuntimeError(f"engines without the current weights {self.stamp}: {wrong}")
 
+    @_alone
     def save(self, folder: Path, *, merged: bool = False) -> None:
         """A folder that transformers and vLLM open: a model, or an adapter beside the base that it names.
         Written beside its place, then renamed. ``merged``: see the worker; for the last call only."""
@@ -293,6 +368,7 @@ class Learner:
         self.each_rank("save_to", str(partial), merged)
         partial.rename(folder)
 
+    @_alone
     def save_state(self, folder: Path) -> None:
         """Everything that training goes on from: weights, optimizer, schedule, for policy and critic."""
         self._select()
@@ -300,8 +376,10 @@ class Learner:
         if self.workers.critic:
             self._each(self.workers.critic, "critic", "save_state", str(folder / "critic"))
 
+    @_alone
     def load_state(self, folder: Path) -> None:
         """Back to a saved state; the engines get it with the next ``sync``."""
+        self._moved = True
         self._select()
         self.each_rank("load_state", str(folder / "policy"))
         if self.workers.critic:
@@ -310,7 +388,8 @@ class Learner:
     def stop(self) -> None:
         """End every worker and engine of this policy and give their places back."""
         groups = [self.workers.policy, self.workers.critic, *([] if self.adapter else [self.workers.reference])]
-        for actor in [*(a for group in groups if group for a in group._actor_handlers), *self.engines]:
+        self.engines.stop()
+        for actor in [a for group in groups if group for a in group._actor_handlers]:
             ray.kill(actor)
         for place in self.workers.places:
             remove_placement_group(place)

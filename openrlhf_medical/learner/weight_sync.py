@@ -6,10 +6,10 @@ import contextlib
 from typing import Any
 
 import deepspeed
-import ray
 import torch
 
 from openrlhf_medical import devices
+from openrlhf_medical.cluster import gather
 from openrlhf_medical.rollout.weights import Checksum, TensorSpec, WeightPlan, WeightStamp, pack, plan_buckets
 
 
@@ -26,31 +26,40 @@ class WeightSender:
         self._tensor_parallel_size = tensor_parallel_size
         self._bucket_bytes = bucket_bytes
         self._is_sender = torch.distributed.get_rank() == 0
-        self._engines: list[Any] = []
+        self._engines: dict[str, Any] = {}
         self._group: Any = None
         self._device: Any = None
 
     def join(
-        self, engines: list[Any], engine_tensor_parallel_size: int, address: str, port: int, *, shares_gpu: bool
+        self,
+        engines: dict[str, Any],
+        engine_tensor_parallel_size: int,
+        address: str,
+        port: int,
+        *,
+        shares_gpu: bool,
+        timeout_s: float,
     ) -> None:
-        """Form the group {rank 0 of the policy, every worker of every engine}. Other ranks do nothing."""
+        """Form the group {rank 0 of the policy, every worker of every engine}. Other ranks do nothing.
+
+        A worker that is stuck inside the group's own code, on either side, is found by the caller's deadline."""
         if not self._is_sender:
             return
         world_size = len(engines) * engine_tensor_parallel_size + 1
         joining = [
             engine.join_weight_group.remote(address, port, i * engine_tensor_parallel_size + 1, world_size, shares_gpu)
-            for i, engine in enumerate(engines)
+            for i, engine in enumerate(engines.values())
         ]
         self._group, self._device = devices.weight_group(
             address, port, 0, world_size, torch.cuda.current_device(), shares_gpu=shares_gpu
         )
-        ray.get(joining)
+        gather(dict(zip(engines, joining, strict=True)), timeout_s, "joining the group for weights")
         self._engines = engines
 
-    def send(self, version: int) -> WeightStamp | None:
+    def send(self, version: int, timeout_s: float) -> WeightStamp | None:
         """Send every parameter; all ranks must call it. Rank 0 returns what it sent, the others None.
 
-        Raises RuntimeError if an engine reports other bytes than were sent.
+        Raises RuntimeError if an engine reports other bytes than were sent, StuckError if one reports nothing.
         """
         parameters = dict(self._model.named_parameters())
         plan = plan_buckets(
@@ -58,15 +67,15 @@ class WeightSender:
             version,
             self._bucket_bytes,
         )
-        receiving = [engine.receive_weights.remote(plan) for engine in self._engines]
+        receiving = {name: engine.receive_weights.remote(plan) for name, engine in self._engines.items()}
         checksum = self._broadcast(plan, parameters)
         torch.distributed.barrier()
         if not self._is_sender:
             return None
         sent = WeightStamp(version, checksum.hexdigest())
-        for i, received in enumerate(ray.get(receiving)):
+        for name, received in gather(receiving, timeout_s, "receiving weights").items():
             if received != sent:
-                raise RuntimeError(f"weight sync: engine {i} holds {received}, the policy sent {sent}")
+                raise RuntimeError(f"weight sync: {name} holds {received}, the policy sent {sent}")
         return sent
 
     def _broadcast(self, plan: WeightPlan, parameters: dict[str, torch.nn.Parameter]) -> Checksum:

@@ -116,7 +116,12 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
         return adapter_files(self.actor.model.module, self._selected.peft_name, self._base)
 
     def join_weight_group(
-        self, engines: list[Any], engine_tensor_parallel_size: int, bucket_bytes: int, shares_gpu: bool
+        self,
+        engines: dict[str, Any],
+        engine_tensor_parallel_size: int,
+        bucket_bytes: int,
+        shares_gpu: bool,
+        timeout_s: float,
     ) -> None:
         self._sender = WeightSender(
             self.actor.model.module,
@@ -125,10 +130,12 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
             bucket_bytes=bucket_bytes,
         )
         address, port = self._get_current_node_ip(), self._get_free_port()
-        self._sender.join(engines, engine_tensor_parallel_size, address, port, shares_gpu=shares_gpu)
+        self._sender.join(
+            engines, engine_tensor_parallel_size, address, port, shares_gpu=shares_gpu, timeout_s=timeout_s
+        )
 
-    def send_weights(self, version: int) -> WeightStamp | None:
-        return self._sender.send(version)
+    def send_weights(self, version: int, timeout_s: float) -> WeightStamp | None:
+        return self._sender.send(version, timeout_s)
 
     def update(
         self, steps: list[list[RoleBatch]], kl_coefficient: float, sft_coefficient: float = 1.0

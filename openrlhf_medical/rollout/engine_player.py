@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
-
 from openrlhf_medical.game.players import Prompt, Reply, TurnKey
+from openrlhf_medical.rollout.fleet import Fleet
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,7 @@ class Sampling:
 
 
 class EnginePlayer:
-    """Plays one role on a pool of engines: renders prompts to token ids, picks the least busy engine.
+    """Plays one role on a pool of engines: renders prompts to token ids, and lets the pool play the turn.
 
     Implements ``game.players.Player``. ``timeout_s`` is the deadline of one reply; what exceeds it
     raises TimeoutError naming the engine, which costs one game and not the run.
@@ -34,7 +32,7 @@ class EnginePlayer:
 
     def __init__(
         self,
-        engines: list[Any],
+        engines: Fleet,
         tokenizer: Any,
         sampling: Sampling,
         max_model_len: int,
@@ -52,7 +50,6 @@ class EnginePlayer:
         self._sampling = sampling
         self._max_model_len = max_model_len
         self._timeout_s = timeout_s
-        self._running = [0] * len(engines)
 
     def sampling_for(self, key: TurnKey, room: int) -> dict[str, Any]:
         """Arguments of vLLM's SamplingParams for one turn; ``room`` is how many tokens still fit."""
@@ -73,19 +70,13 @@ class EnginePlayer:
         if room < 1:
             raise ValueError(f"the prompt of game {key.game_idx} has {len(ids)} tokens and data.max_len is "
                              f"{self._max_model_len}: nothing can be answered")  # fmt: skip
-        index = min(range(len(self._engines)), key=self._running.__getitem__)
-        self._running[index] += 1
-        reference = self._engines[index].reply.remote(ids, self.sampling_for(key, room), self.adapter)
-        try:
-            reply = await asyncio.wait_for(reference, self._timeout_s)
-            return replace(reply, player=self.name, frozen=self.frozen)
-        except TimeoutError as error:
-            ray.cancel(reference, recursive=False)
-            raise TimeoutError(
-                f"engine {index} gave no reply to the {key.role} of game {key.game_idx} in {self._timeout_s:g} s"
-            ) from error
-        finally:
-            self._running[index] -= 1
+        sampling = self.sampling_for(key, room)
+        reply = await self._engines.turn(
+            lambda engine: engine.reply.remote(ids, sampling, self.adapter),
+            f"the {key.role} of game {key.game_idx}",
+            self._timeout_s,
+        )
+        return replace(reply, player=self.name, frozen=self.frozen)
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:

@@ -112,6 +112,7 @@ class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         # What depends on the machine depends on this one, not on the driver's.
         await super().__init__(*args, **{**kwargs, **devices.engine_arguments()})
+        await self.llm.collective_rpc("end_with_parent")
         self._stamp: WeightStamp | None = None
         self._adapters: dict[str, Adapter] = {}
         self._adapter_count = 0
@@ -215,28 +216,23 @@ class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
 Engine = ray.remote(_Engine)
 
 
-def start_engines(spec: EngineSpec, count: int, placement: PlacementGroup, gpus_per_engine: float) -> list[Any]:
-    """Start ``count`` engines on the bundles of ``placement``. Returns at once: an engine that answers
-    ``weight_stamp`` is up."""
+def start_engine(spec: EngineSpec, index: int, placement: PlacementGroup, gpus_per_engine: float) -> Any:
+    """Start engine number ``index`` of a pool on its bundles of ``placement``. Returns at once: an engine that
+    answers ``weight_stamp`` is up."""
     from openrlhf.trainer.ray.utils import get_bundle_indices
 
-    engines = []
-    for i in range(count):
-        bundle, bundles = i, None
-        if spec.tensor_parallel_size > 1:
-            bundles = get_bundle_indices(placement, i, spec.tensor_parallel_size)
-            bundle = bundles[0]
-        arguments = {**spec.arguments(), "seed": spec.seed + i, "bundle_indices": bundles, "num_gpus": gpus_per_engine}
-        engines.append(
-            Engine.options(
-                num_cpus=gpus_per_engine,
-                num_gpus=gpus_per_engine if spec.tensor_parallel_size == 1 else 0,
-                max_concurrency=4096,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    placement_group=placement,
-                    placement_group_capture_child_tasks=True,
-                    placement_group_bundle_index=bundle,
-                ),
-            ).remote(**arguments)
-        )
-    return engines
+    bundle, bundles = index, None
+    if spec.tensor_parallel_size > 1:
+        bundles = get_bundle_indices(placement, index, spec.tensor_parallel_size)
+        bundle = bundles[0]
+    arguments = {**spec.arguments(), "seed": spec.seed + index, "bundle_indices": bundles, "num_gpus": gpus_per_engine}
+    return Engine.options(
+        num_cpus=gpus_per_engine,
+        num_gpus=gpus_per_engine if spec.tensor_parallel_size == 1 else 0,
+        max_concurrency=4096,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(
+            placement_group=placement,
+            placement_group_capture_child_tasks=True,
+            placement_group_bundle_index=bundle,
+        ),
+    ).remote(**arguments)

@@ -14,6 +14,7 @@ from openrlhf_medical.game.players import Player, Prompt, Reply, Role, TurnKey
 from openrlhf_medical.game.records import Game
 from openrlhf_medical.rollout.engine_player import EnginePlayer
 from openrlhf_medical.rollout.engines import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from openrlhf_medical.rollout.fleet import Fleet
 from openrlhf_medical.rollout.pool import Member, OpponentPool, wins_of
 from openrlhf_medical.rollout.weights import WeightStamp
 
@@ -59,11 +60,13 @@ class Opponent:
     learners' engines. ``check_engines`` finds one that does not hold what it was last given.
     """
 
-    def __init__(self, role: Role, player: EnginePlayer, engines: Sequence[Any], timeout_s: float, adapter: str = ""):
-        self.role, self.player, self.engines, self.adapter = role, player, list(engines), adapter
+    def __init__(self, role: Role, player: EnginePlayer, engines: Fleet, timeout_s: float, adapter: str = ""):
+        self.role, self.player, self.engines, self.adapter = role, player, engines, adapter
         self._timeout_s = timeout_s
+        self._loaded: tuple[str, int] | None = None
         self._stamp: WeightStamp | None = None
         self.member: Member | None = None
+        engines.equip_with(self._equip)
 
     def become(self, member: Member, policy: str) -> None:
         """Load a past version of that policy; nothing if it is the one that is loaded."""
@@ -77,27 +80,33 @@ class Opponent:
         Raises:
             RuntimeError: engines that read different bytes. StuckError: one that did not answer in time.
         """
-        if self.adapter:
-            config, weights = (Path(folder) / ADAPTER_CONFIG).read_text(), (Path(folder) / ADAPTER_WEIGHTS).read_bytes()
-            loading = [engine.load_adapter.remote(self.adapter, version, config, weights) for engine in self.engines]
-        else:
-            loading = [engine.load_folder.remote(folder, version) for engine in self.engines]
-        stamps = set(self._gather(loading, f"loading {folder}"))
+        self.engines.stamps(self.adapter, timeout_s=self._timeout_s)  # a dead one is replaced before, not in between
+        self._loaded, self._stamp = (folder, version), None
+        stamps = set(self._load(self.engines.named(), folder, version).values())
         if len(stamps) != 1:
             raise RuntimeError(f"engines of the frozen {self.role} read different weights from {folder}: {stamps}")
         self._stamp = stamps.pop()
 
     def check_engines(self) -> None:
-        """Raises RuntimeError if an engine holds something else than what was loaded last."""
-        if self._stamp is not None:
-            asking = [engine.weight_stamp.remote(self.adapter) for engine in self.engines]
-            held = self._gather(asking, "asking opponents for their version")
-            if set(held) != {self._stamp}:
-                raise RuntimeError(f"engines of the frozen {self.role} hold {held}, expected {self._stamp}")
+        """Raises RuntimeError if an engine holds something else than what was loaded last. Replaces dead ones."""
+        held = self.engines.stamps(self.adapter, timeout_s=self._timeout_s)
+        if self._stamp is not None and set(held.values()) != {self._stamp}:
+            raise RuntimeError(f"engines of the frozen {self.role} hold {held}, expected {self._stamp}")
 
-    def _gather(self, references: Sequence[Any], doing: str) -> list[Any]:
-        named = {f"engine {i} of the frozen {self.role}": reference for i, reference in enumerate(references)}
-        return list(gather(named, self._timeout_s, doing).values())
+    def _equip(self, engine: Any, name: str) -> None:
+        """What was loaded last; nothing where that is the model that engines start with."""
+        if self._loaded is not None:
+            stamp = self._load({name: engine}, *self._loaded)[name]
+            if stamp != self._stamp:
+                raise RuntimeError(f"{name} read {stamp} from {self._loaded[0]}, the others had read {self._stamp}")
+
+    def _load(self, engines: Mapping[str, Any], folder: str, version: int) -> dict[str, WeightStamp]:
+        if self.adapter:
+            config, weights = (Path(folder) / ADAPTER_CONFIG).read_text(), (Path(folder) / ADAPTER_WEIGHTS).read_bytes()
+            loading = {n: e.load_adapter.remote(self.adapter, version, config, weights) for n, e in engines.items()}
+        else:
+            loading = {name: engine.load_folder.remote(folder, version) for name, engine in engines.items()}
+        return gather(loading, self._timeout_s, f"loading {folder} for the frozen {self.role}")
 
 
 class League:

@@ -11,7 +11,10 @@ vLLM imports this module in its worker process through ``worker_extension_cls``.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,8 @@ devices.prepare_process()
 
 ALIGNMENT = 16_384
 """Bytes. Buckets end on a multiple of this, so that a checksum can fold them into equal rows."""
+
+PARENT_CHECK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,18 @@ class WeightReceiver:
 
     device: torch.device
     model_runner: Any
+
+    def end_with_parent(self) -> None:
+        """vLLM's engine process would outlive an actor that is killed, and hold its memory for ever. The parent of
+        a tensor-parallel worker is Ray's own daemon; it ends with that."""
+        parent = os.getppid()
+
+        def watch() -> None:
+            while os.getppid() == parent:
+                time.sleep(PARENT_CHECK_S)
+            os._exit(1)
+
+        threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
     def join_weight_group(self, address: str, port: int, rank_offset: int, world_size: int, shares_gpu: bool) -> None:
         rank = torch.distributed.get_rank() + rank_offset

@@ -14,7 +14,9 @@ from openrlhf_medical.game.players import Role
 from openrlhf_medical.learner import policy
 from openrlhf_medical.learner.adapters import AdapterFiles
 from openrlhf_medical.learner.policy import Deadlines, Learner, Workers
+from openrlhf_medical.rollout import fleet
 from openrlhf_medical.rollout.engines import adapter_checksum
+from openrlhf_medical.rollout.fleet import Fleet
 from openrlhf_medical.rollout.trajectories import Trajectory, to_experience
 from openrlhf_medical.rollout.weights import WeightStamp
 
@@ -47,12 +49,14 @@ def learner_of(monkeypatch: pytest.MonkeyPatch, *words: str, adapter: str = "") 
         return {name: result_of(call) for name, call in references.items()}
 
     monkeypatch.setattr(policy, "gather", gather)
+    monkeypatch.setattr(fleet, "gather", gather)
     monkeypatch.setattr(policy.ray, "put", lambda value: value)
     config = load_config(Path("configs/tiny.yaml"), ["--roles.policy", "shared", *words])
     strategy = SimpleNamespace(args=assembly._namespace(upstream_options(config)))
     workers: Any = Workers(SimpleNamespace(_actor_handlers=[Actor(), Actor()]))  # type: ignore[arg-type]
     deadlines = Deadlines(UPDATE_S, SYNC_S)
-    return Learner("shared", tuple(Role), strategy, workers, [Actor()], 0, deadlines, adapter=adapter), waited
+    engines = Fleet("shared", lambda index: Actor(), 1, start_timeout_s=1, equip_timeout_s=1)
+    return Learner("shared", tuple(Role), strategy, workers, engines, 0, deadlines, adapter=adapter), waited
 
 
 @pytest.mark.parametrize("adapter", ["", "shared"])

@@ -26,6 +26,7 @@ from openrlhf_medical.health import HealthLimits, HealthMonitor
 from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.transport import Health
+from openrlhf_medical.rollout.fleet import Fleet
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.run_directory import RunDirectory
 from openrlhf_medical.trainer import SelfPlayTrainer, _largest
@@ -56,6 +57,7 @@ class ScriptedLearner:
 
     def __init__(self) -> None:
         self.workers = SimpleNamespace(policy=object())
+        self.engines = Fleet.none()
         self.learned_from: list[int] = []
 
     def check_engines(self) -> None: ...
