@@ -40,10 +40,17 @@ class SelfPlayExperienceMaker(RemoteExperienceMaker):
     """Upstream's experience maker with batches planned for any number of samples, and role-wise advantages."""
 
     def __init__(
-        self, *args: Any, pad_token_id: int, timeout_s: float, max_tokens: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        pad_token_id: int,
+        timeout_s: float,
+        max_tokens: int | None = None,
+        policy: str = "",
+        **kwargs: Any,
     ) -> None:
         """As upstream's; ``pad_token_id`` is all that is needed of the tokenizer. ``timeout_s``: deadline of
-        all forward passes of a step; ``max_tokens``: of one of them, None to count samples instead.
+        all forward passes of a step; ``max_tokens``: of one of them, None to count samples instead; ``policy``: its
+        name, for messages.
 
         Raises:
             ValueError: an estimator that is upstream's but not ours, or gae without a critic.
@@ -55,12 +62,15 @@ class SelfPlayExperienceMaker(RemoteExperienceMaker):
             raise ValueError("estimator gae needs a critic")
         self._pad_token_id, self._timeout_s, self._max_tokens = pad_token_id, timeout_s, max_tokens
         self._ranks = data_parallel_ranks(self.args)
+        self._policy = policy
+        self._asked: dict[Any, str] = {}  # who was asked for what is waited for
         self._trajectories: list[Trajectory] = []
 
     def prepare(self, trajectories: list[Trajectory]) -> list[Experience]:
         """One Experience per trajectory, in order, with log-probabilities, advantages and returns (and
         values, with a critic). Estimators that compare within a group want ``drop_thinned`` first."""
         self._trajectories = trajectories
+        self._asked.clear()
         batches = self.make_experience_batch([to_experience(t, i) for i, t in enumerate(trajectories)])
         singles: dict[int, Experience] = {}
         for batch in batches:
@@ -84,10 +94,15 @@ class SelfPlayExperienceMaker(RemoteExperienceMaker):
 
     def _dispatch_forward(self, group: Any, sync_condition: bool, **inputs: Any) -> list[Any]:
         """Upstream's, with a deadline where workers that share a GPU take turns."""
+        kinds = {id(self.critic_model_group): "critic", id(self.initial_model_group): "reference"}
+        kind = kinds.get(id(group), "policy")
         references = group.async_run_method_batch(method_name="forward", **inputs)
+        self._asked |= {reference: f"{self._policy} {kind} rank {i}" for i, reference in enumerate(references)}
         if sync_condition:
             self._gather(references)
-            self._gather(group.async_run_method(method_name="empty_cache"))
+            emptied = group.async_run_method(method_name="empty_cache")
+            self._asked |= {reference: f"{self._policy} {kind} rank {i}" for i, reference in enumerate(emptied)}
+            self._gather(emptied)
         return references
 
     def _flatten_results(self, references: list[Any], duplicate_factor: int) -> list[Any]:
@@ -97,7 +112,7 @@ class SelfPlayExperienceMaker(RemoteExperienceMaker):
         return list(itertools.chain.from_iterable(self._gather(references)[::duplicate_factor]))
 
     def _gather(self, references: list[Any]) -> list[Any]:
-        named = {f"worker {i}": reference for i, reference in enumerate(references)}
+        named = {self._asked[reference]: reference for reference in references}
         return list(gather(named, self._timeout_s, "log-probabilities").values())
 
     @torch.no_grad()

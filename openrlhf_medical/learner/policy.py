@@ -148,7 +148,7 @@ class Learner:
         )  # fmt: skip
         self._maker = SelfPlayExperienceMaker(
             workers.policy, workers.critic, None, workers.reference, self._kl, strategy, pad_token_id=pad_token_id,
-            max_tokens=max_tokens[0], timeout_s=deadlines.update_s,
+            max_tokens=max_tokens[0], timeout_s=deadlines.update_s, policy=name,
         )  # fmt: skip
 
     # ── From games to updates ──

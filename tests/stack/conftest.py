@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from leftovers import LASTING, left_behind, scene, started_since
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "models" / "tiny"
@@ -31,8 +32,13 @@ def ray_session():
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     from openrlhf_medical import cluster
 
+    before = scene()
     with cluster.session(8):
+        LASTING.update(process.pid for process in started_since(before))
         yield
+    LASTING.clear()
+    left = left_behind(before)
+    assert not left, f"the Ray that all tests share left behind: {left}"
 
 
 @pytest.fixture
