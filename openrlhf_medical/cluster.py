@@ -203,7 +203,7 @@ def _died(name: str, reference: Any, error: RayActorError, doing: str) -> Worker
 def why_dead(error: BaseException) -> str:
     """Ray's reason without the numbers before it, on one line."""
     text = " ".join(str(error).split())
-    return text.rpartition("The actor is dead because ")[2].removeprefix("its worker process has died. ")[:300]
+    return text.rpartition("The actor is dead because ")[2].removeprefix("its worker process has died. ")[:300].rstrip(". ")
 
 
 def whereabouts(reference: Any) -> str:

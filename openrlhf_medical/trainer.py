@@ -74,7 +74,8 @@ class SelfPlayTrainer:
         self.seeds, self.held_out, self.monitor = seeds, held_out, monitor
         self.directory, self.console, self.gold = directory, console, gold
         self.metrics_log = MetricsLog(config, directory)
-        self.fleets = Fleets((each.engines for each in (*learners, *league.opponents.values())), console.warn)
+        engines = [learner.engines for learner in learners] + [each.engines for each in league.opponents.values()]
+        self.fleets = Fleets(engines, console.warn)
         self._games = Stoppable()
         self.recovery = Recovery(
             judge,

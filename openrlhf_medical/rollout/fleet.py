@@ -135,10 +135,10 @@ class Fleet:
         while True:
             self.wait_whole()
             asked = {seat.name: (seat, seat.engine, seat.engine.weight_stamp.remote(adapter)) for seat in self._seats}
-            held, doing = {}, "asking engines for their version"
+            held: dict[str, Any] = {}
             for name, (seat, engine, reference) in asked.items():
                 try:
-                    held |= gather({name: reference}, timeout_s, doing)
+                    held |= gather({name: reference}, timeout_s, "asking engines for their version")
                 except Exception as error:
                     if not died(error):
                         raise

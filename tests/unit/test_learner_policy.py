@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from openrlhf_medical import assembly
 from openrlhf_medical.config import load_config, upstream_options
+from openrlhf_medical.errors import RunError
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.learner import policy
 from openrlhf_medical.learner.adapters import AdapterFiles
@@ -51,6 +53,7 @@ def learner_of(monkeypatch: pytest.MonkeyPatch, *words: str, adapter: str = "") 
     monkeypatch.setattr(policy, "gather", gather)
     monkeypatch.setattr(fleet, "gather", gather)
     monkeypatch.setattr(policy.ray, "put", lambda value: value)
+    monkeypatch.setattr(fleet, "end", lambda engine: None)
     config = load_config(Path("configs/tiny.yaml"), ["--roles.policy", "shared", *words])
     strategy = SimpleNamespace(args=assembly._namespace(upstream_options(config)))
     workers: Any = Workers(SimpleNamespace(_actor_handlers=[Actor(), Actor()]))  # type: ignore[arg-type]
@@ -93,3 +96,116 @@ def test_what_is_alone_in_its_group_is_counted_for_its_own_role(monkeypatch: pyt
     dropped = {name: value for name, value in ready.metrics.items() if name.endswith("dropped_thinned")}
     assert dropped == {"policy/attacker/dropped_thinned": 2.0}
     assert learner.prepare([sample(Role.ATTACKER, "s0")]) is None
+
+
+class Sent:
+    """What workers and engines of a learner were asked for, in order: (method, arguments)."""
+
+    def __init__(self, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.checksum = "sum"
+
+        def gather(references: dict[str, Any], timeout_s: float, doing: str) -> dict[str, Any]:
+            self.calls += references.values()
+            answers = {name: result_of(call) for name, call in references.items()}
+            sent = {
+                name: WeightStamp(a.version, self.checksum) for name, a in answers.items() if _is_send(references[name])
+            }
+            return answers | sent
+
+        monkeypatch.setattr(policy, "gather", gather)
+        monkeypatch.setattr(fleet, "gather", gather)
+        self.learner = learner
+
+    def lose_engine(self) -> Any:
+        """Its only engine dies and is replaced; the new one."""
+        [seat] = self.learner.engines._seats
+        self.calls.clear()
+        self.learner.engines.lost(seat, seat.engine, " was struck")
+        self.learner.engines.wait_whole()
+        return seat.engine
+
+    def asked(self) -> list[tuple[str, Any]]:
+        """Groups that were formed and versions that were sent."""
+        found = [(name, list(args[0].values()) if name == "join_weight_group" else args[0])
+                 for name, args in self.calls if name in ("join_weight_group", "send_weights")]  # fmt: skip
+        return found[:: len(self.learner.workers.policy._actor_handlers)]  # every rank is asked the same
+
+
+def _is_send(call: tuple[str, Any]) -> bool:
+    return call[0] == "send_weights"
+
+
+def synced(monkeypatch: pytest.MonkeyPatch, adapter: str = "") -> tuple[Learner, Sent]:
+    learner, _ = learner_of(monkeypatch, adapter=adapter)
+    sent = Sent(learner, monkeypatch)
+    learner.join_engines(1, 1 << 20, shares_gpu=False)
+    learner.sync()
+    return learner, sent
+
+
+def test_a_new_engine_alone_gets_what_the_others_hold_and_joins_them_at_the_next_sync(monkeypatch) -> None:
+    learner, sent = synced(monkeypatch)
+    new = sent.lose_engine()
+    assert sent.asked() == [("join_weight_group", [new]), ("send_weights", 0)] and learner.version == 0
+    learner._in_group = [object(), new]  # as where there are others
+    sent.calls.clear()
+    learner.sync()
+    assert sent.asked() == [("join_weight_group", [new]), ("send_weights", 1)]
+    sent.calls.clear()
+    learner.sync()
+    assert sent.asked() == [("send_weights", 2)], "the group is formed once"
+
+
+def test_weights_that_an_update_has_moved_carry_the_next_version(monkeypatch) -> None:
+    learner, sent = synced(monkeypatch)
+    learner.load_state(Path("state"))
+    sent.checksum = "another"
+    sent.lose_engine()
+    assert sent.asked()[-1] == ("send_weights", 1) and learner.version == 0
+    assert learner.sync() == WeightStamp(1, "another")
+
+
+def test_weights_that_moved_unseen_are_refused(monkeypatch) -> None:
+    _, sent = synced(monkeypatch)
+    sent.checksum = "another"
+    with pytest.raises(RunError, match=r"was sent .*another.*the other engines hold .*sum"):
+        sent.lose_engine()
+
+
+def test_a_new_engine_waits_for_the_end_of_an_update(monkeypatch) -> None:
+    learner, sent = synced(monkeypatch)
+    order: list[str] = []
+    entered, done = threading.Event(), threading.Event()
+
+    def slow(*args: Any, **options: Any) -> list[Any]:
+        order.append("update begins")
+        entered.set()
+        assert done.wait(20)
+        order.append("update ends")
+        return []
+
+    original = learner.each_rank
+
+    def each_rank(method: str, *args: Any, **options: Any) -> list[Any]:
+        order.append(method)
+        return slow() if method == "load_state" else original(method, *args, **options)
+
+    monkeypatch.setattr(learner, "each_rank", each_rank)
+    update = threading.Thread(target=learner.load_state, args=(Path("state"),))
+    update.start()
+    assert entered.wait(20)
+    threading.Timer(0.3, done.set).start()
+    sent.lose_engine()
+    update.join()
+    assert order == ["load_state", "update begins", "update ends", "join_weight_group", "send_weights"]
+    assert sent.asked()[-1] == ("send_weights", 1)
+
+
+def test_a_new_engine_gets_the_adapter_of_the_others_whatever_the_workers_are_at(monkeypatch) -> None:
+    learner, sent = synced(monkeypatch, adapter="shared")
+    with learner._workers_free:  # an update is under way, in this thread
+        sent.lose_engine()
+    loads = [args for name, args in sent.calls if name == "load_adapter"]
+    assert loads == [("shared", 0, FILES.config, FILES.weights)]
+    assert not {name for name, _ in sent.calls} & {"adapter_files", "select", "send_weights"}
