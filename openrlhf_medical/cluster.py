@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -197,20 +198,24 @@ def _raise_the_cause(pending: list[Any], names: Mapping[Any, str], doing: str) -
 
 
 def _died(name: str, reference: Any, error: RayActorError, doing: str) -> WorkerDied:
-    return WorkerDied(f"{doing}: {name}{whereabouts(reference)} died: {why_dead(error)}", (name,))
+    return WorkerDied(f"{doing}: {name}{whereabouts(reference, error)} died: {why_dead(error)}", (name,))
 
 
 def why_dead(error: BaseException) -> str:
     """Ray's reason without the numbers before it, on one line."""
     text = " ".join(str(error).split())
-    return text.rpartition("The actor is dead because ")[2].removeprefix("its worker process has died. ")[:300].rstrip(". ")
+    reason = text.rpartition("The actor is dead because ")[2].removeprefix("its worker process has died. ")
+    return reason[:300].rstrip(". ")
 
 
-def whereabouts(reference: Any) -> str:
-    """`` (node …, pid …)`` of the actor that was to answer; empty where Ray does not know it any more."""
-    if not isinstance(reference, ray.ObjectRef) or not ray.is_initialized():
-        return ""
-    actor = actor_table(reference.task_id().actor_id().hex())
-    nodes = {node["NodeID"]: node for node in ray.nodes()} if actor else {}
-    node = nodes.get(actor["Address"]["NodeID"]) if actor else None
-    return f" (node {node['NodeManagerHostname']} {node['NodeManagerAddress']}, pid {actor['Pid']})" if node else ""
+def whereabouts(reference: Any, error: BaseException | None = None) -> str:
+    """`` (node …, pid …)`` of the actor that was to answer, as Ray's table has it, or else its ``error``; empty where
+    neither does."""
+    actor = {}
+    if isinstance(reference, ray.ObjectRef) and ray.is_initialized():
+        actor = actor_table(reference.task_id().actor_id().hex()) or {}
+    node = next((n for n in ray.nodes() if n["NodeID"] == actor["Address"]["NodeID"]), None) if actor else None
+    if node:
+        return f" (node {node['NodeManagerHostname']} {node['NodeManagerAddress']}, pid {actor['Pid']})"
+    told = dict(re.findall(r"\b(ip|pid): (\S+)", str(error)))
+    return f" (node {told['ip']}, pid {told['pid']})" if {"ip", "pid"} <= set(told) else ""

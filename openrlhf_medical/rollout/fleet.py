@@ -113,7 +113,7 @@ class Fleet:
                 if not died(error):
                     raise
                 self._replayed += 1
-                self.lost(seat, engine, f"{whereabouts(reference)} died while playing: {why_dead(error)}")
+                self.lost(seat, engine, f"{whereabouts(reference, error)} died while playing: {why_dead(error)}")
             finally:
                 seat.running -= 1
 
@@ -142,7 +142,7 @@ class Fleet:
                 except Exception as error:
                     if not died(error):
                         raise
-                    self.lost(seat, engine, f"{whereabouts(reference)} was found dead: {why_dead(error)}")
+                    self.lost(seat, engine, f"{whereabouts(reference, error)} was found dead: {why_dead(error)}")
             if len(held) == len(self._seats):
                 return held
 

@@ -335,3 +335,22 @@ def test_held_out_notes_that_training_knows_are_told(words, named):
     warned.clear()
     commands._warn_of_known(config, PAIRS, [], [], console)  # type: ignore[arg-type]
     assert not warned
+
+
+def test_a_run_that_has_lost_its_engines_ends_with_what_was_seen(tmp_path):
+    with FaultyJudge(good) as judge, JudgeClient([judge.url], timeout_s=5) as client:
+        trainer = trainer_of(tmp_path / "run", client)
+        learner = trainer.learners[0]
+
+        def update(prepared, seed: int, step: int) -> dict[str, float]:
+            if step == 1:
+                learner.engines._give_up(RunError("shared engine 0 died too often"))
+            return {}
+
+        learner.update = update
+        with pytest.raises(RunError, match="shared engine 0 died too often"):
+            trainer.fit()
+        trainer.close()
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [0, 1], "the games of step 2 are nobody's"
+    assert {row["supervision/engine_restarts"] for row in metrics} == {0.0}
