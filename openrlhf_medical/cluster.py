@@ -211,7 +211,7 @@ def why_dead(error: BaseException) -> str:
 def whereabouts(reference: Any, error: BaseException | None = None) -> str:
     """`` (node …, pid …)`` of the actor that was to answer, as Ray's table has it, or else its ``error``; empty where
     neither does."""
-    actor = {}
+    actor: dict[str, Any] = {}
     if isinstance(reference, ray.ObjectRef) and ray.is_initialized():
         actor = actor_table(reference.task_id().actor_id().hex()) or {}
     node = next((n for n in ray.nodes() if n["NodeID"] == actor["Address"]["NodeID"]), None) if actor else None

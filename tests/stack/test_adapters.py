@@ -71,7 +71,7 @@ def test_every_version_has_an_id_of_its_own_and_the_old_one_is_gone(learners):
     assert all(len(names) == 2 for names in loaded), loaded
     attacker.stamp, current = learners["assessor"].stamp, attacker.stamp
     try:
-        with pytest.raises(RuntimeError, match="attacker engine 0"):
+        with pytest.raises(RuntimeError, match=r"attacker\+assessor engine 0"):
             attacker.check_engines()
     finally:
         attacker.stamp = current
@@ -111,3 +111,16 @@ def test_both_adapters_play_in_one_batch(learners):
     assert {(reply.player, reply.policy_version) for reply in replies} == {
         (learner.name, learner.version) for learner in learners.values()
     }
+
+
+def test_a_dead_engine_is_found_before_a_step_and_its_successor_has_both_adapters(learners):
+    attacker, assessor = learners.values()
+    [old] = attacker.engines
+    ray.kill(old)
+    attacker.check_engines()
+    assessor.check_engines()
+    [new] = assessor.engines
+    assert new is not old and attacker.engines.finish_step()["supervision/engine_restarts"] == 1
+    tokenizer = assembly.load_tokenizer(CONFIG)
+    for role, learner in zip(Role, learners.values(), strict=True):  # after the large changes above
+        assert play_and_compare(CONFIG, learner, tokenizer, role)["sync/logprob_mean_diff"] < 0.1
