@@ -134,6 +134,7 @@ class Learner:
         self.workers, self.supervision = workers, supervision
         self._workers_free = threading.RLock()
         self._moved = False  # the weights are no longer those of the last sync
+        self._sent_early: WeightStamp | None = None  # to a replaced engine, of what the next sync will send
         self._in_group: list[Any] = []
         self._group_options: tuple[int, int, bool] | None = None
         self._sent: AdapterFiles | None = None
@@ -304,7 +305,7 @@ class Learner:
             self._join(engines)
         self.version += 1
         self.stamp = self._send_adapter() if self.adapter else self._send_weights(self.version)
-        self._moved = False
+        self._moved, self._sent_early = False, None
         return self.stamp
 
     def _send_weights(self, version: int) -> WeightStamp:
@@ -327,7 +328,9 @@ class Learner:
         assert self.stamp is not None
         self._join({name: engine})
         sent = self._send_weights(self.version + self._moved)
-        if not self._moved and sent != self.stamp:
+        if self._moved:
+            self._sent_early = sent
+        elif sent != self.stamp:
             raise RuntimeError(f"{name} was sent {sent}, the other engines hold {self.stamp}")
 
     def _send_adapter(self) -> WeightStamp:
@@ -355,7 +358,8 @@ class Learner:
         """Raises RuntimeError naming every engine that does not hold this policy's current weights. Dead ones are
         replaced."""
         held = self.engines.stamps(self.adapter, timeout_s=self._deadlines.sync_s)
-        wrong = {name: stamp for name, stamp in held.items() if stamp != self.stamp}
+        right = {self.stamp, self._sent_early or self.stamp}
+        wrong = {name: stamp for name, stamp in held.items() if stamp not in right}
         if wrong:
             raise RuntimeError(f"engines without the current weights {self.stamp}: {wrong}")
 

@@ -163,7 +163,12 @@ def test_weights_that_an_update_has_moved_carry_the_next_version(monkeypatch) ->
     sent.checksum = "another"
     sent.lose_engine()
     assert sent.asked()[-1] == ("send_weights", 1) and learner.version == 0
+    held = {"shared engine 0": WeightStamp(1, "another"), "shared engine 1": WeightStamp(0, "sum")}
+    monkeypatch.setattr(learner.engines, "stamps", lambda adapter, timeout_s: held)
+    learner.check_engines()  # of games that are played during the update
     assert learner.sync() == WeightStamp(1, "another")
+    with pytest.raises(RuntimeError, match="shared engine 1"):
+        learner.check_engines()
 
 
 def test_weights_that_moved_unseen_are_refused(monkeypatch) -> None:
