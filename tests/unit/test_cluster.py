@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -120,3 +122,16 @@ def test_ray_ends_in_bounded_time_and_takes_stopped_processes_with_it(monkeypatc
         for process in (daemon, judge):
             process.kill()
             process.communicate()
+
+
+def test_no_call_of_ours_waits_for_ray_without_a_deadline() -> None:
+    """``ray.get`` and ``ray.wait`` of the whole package have one; everything else goes through ``gather``."""
+    waits = [
+        (file.name, call)
+        for file in Path(cluster.__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("ray.get", "ray.wait")
+    ]
+    assert len(waits) >= 4
+    without = [(name, call.lineno) for name, call in waits if "timeout" not in {word.arg for word in call.keywords}]
+    assert not without, without
