@@ -1,5 +1,9 @@
 """Errors that are told in one line, without a traceback."""
 
+from __future__ import annotations
+
+import signal
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a key, a value, an address.
@@ -23,3 +27,11 @@ class WorkerDied(RunError):
     def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.names = names
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end. Exit code 128 + its number; the message says what was saved."""
+
+    def __init__(self, number: signal.Signals, message: str = "nothing was trained yet") -> None:
+        super().__init__(message)
+        self.number = number
