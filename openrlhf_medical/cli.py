@@ -147,8 +147,14 @@ def train(
     context: typer.Context,
     config: Annotated[Path, typer.Option(help="Configuration, YAML or JSON.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration, check it, start nothing.")
+        bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan, start nothing.")
     ] = False,
+    on: Annotated[
+        str | None, typer.Option(help="With --dry-run: plan for other hardware, e.g. 1x48GB, 8x80GB or 4x8x80GB.")
+    ] = None,
+    judge_gpus: Annotated[
+        int, typer.Option(min=0, help="With --on: GPUs of its last machine that a model judge holds.")
+    ] = 0,
 ) -> None:
     """Train by self-play.
 
@@ -159,15 +165,25 @@ def train(
       openrlhf-medical train --config configs/quickstart.yaml
       openrlhf-medical train --config configs/quickstart.yaml --run.name lr3 --actor.adam.lr 3e-5
       openrlhf-medical train --config configs/quickstart.yaml --game.cot false --dry-run
+      openrlhf-medical train --config configs/selfplay_8b_multinode.yaml --dry-run --on 4x8x80GB
     """
     from openrlhf_medical.config import dump_config, load_config
+    from openrlhf_medical.plan import command_line as plans
 
     settings = load_config(config, context.args)
     if dry_run:
         typer.echo(dump_config(settings), nl=False)
-    _stop_at(_problems(settings))
+    elif on is not None:
+        raise UserError("--on plans for hardware that is not here: add --dry-run, or leave it out")
+    problems = _problems(settings, elsewhere=on is not None)
+    if dry_run or not problems:  # a cluster is not asked in vain
+        plan = plans.plan_of(settings, on, judge_gpus)
+        plans.tell(plan, whole=dry_run)
+        problems += plan.problems()
+    _stop_at(problems)
     if dry_run:
-        _tell("ok: keys, hardware, model and data fit together; nothing was started")
+        looked_at = "keys and plan" if on is not None else "keys, hardware, model and data"
+        _tell(f"ok: {looked_at} fit together; nothing was started")
         return
     from openrlhf_medical import commands
 
@@ -207,11 +223,14 @@ def doctor(
     raise typer.Exit(checks.exit_code(findings))
 
 
-def _problems(config: RunConfig, models: Iterable[str] = ()) -> list[str]:
+def _problems(config: RunConfig, models: Iterable[str] = (), *, elsewhere: bool = False) -> list[str]:
     """Mistakes that can be seen without torch or Ray, and would otherwise show minutes later in a worker.
 
-    With ``models`` games are only played, between these.
+    With ``models`` games are only played, between these. ``elsewhere``: it would run on other hardware, which has
+    GPUs; models and data are there too.
     """
+    if elsewhere:
+        return []
     from openrlhf_medical import devices
     from openrlhf_medical.config import check_hardware
     from openrlhf_medical.data.seed_files import read_seeds
