@@ -93,15 +93,16 @@ class VllmModel:
         if self._sampling.max_new_tokens >= self._context:
             raise UserError(f"replies of {self._sampling.max_new_tokens} tokens leave no room for a question in the "
                             f"{self._context} that {self.name} has: lower --max-new-tokens")  # fmt: skip
-        self._llm = LLM(
-            model=self.name,
-            dtype="bfloat16",
-            max_model_len=self._context,
-            gpu_memory_utilization=self._gpu_memory_utilization,
-            language_model_only=True,  # of MedGemma the half that reads images is not needed
+        arguments = {
+            "model": self.name,
+            "dtype": "bfloat16",
+            "max_model_len": self._context,
+            "gpu_memory_utilization": self._gpu_memory_utilization,
+            "language_model_only": True,  # of MedGemma the half that reads images is not needed
             **devices.engine_arguments(kv_cache_bytes(config, self._context)),
             **(devices.seeded_arguments(self._context) if self._sampling.temperature else {}),
-        )
+        }
+        self._llm = LLM(**arguments)
 
     def answers(self, prompts: Sequence[str], count: int) -> list[list[Answer]]:
         if self._template is None:

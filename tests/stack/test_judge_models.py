@@ -185,7 +185,7 @@ def vllm_serve(port: int, log_file: Path) -> Iterator[str]:
                                 "TORCHDYNAMO_DISABLE": "1"}  # fmt: skip
     words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", SMOLLM2, "--served-model-name",
              "small", "--port", port, "--host", "127.0.0.1", "--api-key", KEY, "--max-model-len", "2048", "--dtype",
-             "bfloat16", "--enforce-eager"]  # fmt: skip
+             "float32", "--enforce-eager"]  # fmt: skip
     with log_file.open("wb") as log:
         server = subprocess.Popen(list(map(str, words)), env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"

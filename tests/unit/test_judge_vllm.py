@@ -154,6 +154,7 @@ def test_the_cache_of_a_cpu_holds_the_longest_sequence(monkeypatch: pytest.Monke
     assert kv_cache_bytes(old, 1000) == int(1.1 * 1000 * 12 * 768 * 4)
     assert kv_cache_bytes(types.SimpleNamespace(), 1000) == 0
     monkeypatch.setattr(devices, "has_gpu", lambda: False)
+    monkeypatch.setattr(devices, "_has_fast_bf16", lambda: True)
     for least, given in ((0, 512 << 20), (1 << 30, 1 << 30)):
         assert devices.engine_arguments(least)["kv_cache_memory_bytes"] == given
     assert devices.seeded_arguments(8192)["max_num_batched_tokens"] == 8192
