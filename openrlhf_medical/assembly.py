@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from openrlhf_medical import devices
-from openrlhf_medical.cluster import gather, reserve
+from openrlhf_medical.cluster import gather, reserve, within
 from openrlhf_medical.config import RunConfig, upstream_options
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.players import Role
@@ -241,14 +241,18 @@ def _deadlines(config: RunConfig) -> Deadlines:
 
 
 def _workers(config: RunConfig, size: Any, kind: Any, place: Any, gpus_per_worker: float) -> RayActorGroup:
-    return RayActorGroup(
-        size.num_nodes,
-        size.num_gpus_per_node,
-        kind,
-        pg=place,
-        num_gpus_per_actor=gpus_per_worker,
-        duplicate_actors=config.ds.ring_attn_size * config.ds.tensor_parallel_size,
-    )
+    def group() -> RayActorGroup:
+        return RayActorGroup(
+            size.num_nodes,
+            size.num_gpus_per_node,
+            kind,
+            pg=place,
+            num_gpus_per_actor=gpus_per_worker,
+            duplicate_actors=config.ds.ring_attn_size * config.ds.tensor_parallel_size,
+        )
+
+    # With several workers upstream asks the first for its address, and waits for as long as that takes.
+    return within(config.run.start_timeout_s, "starting the first of several workers", group)
 
 
 @contextlib.contextmanager

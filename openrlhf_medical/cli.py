@@ -175,12 +175,9 @@ def train(
         typer.echo(dump_config(settings), nl=False)
     elif on is not None:
         raise UserError("--on plans for hardware that is not here: add --dry-run, or leave it out")
-    problems = _problems(settings, elsewhere=on is not None)
-    if dry_run or not problems:  # a cluster is not asked in vain
-        plan = plans.plan_of(settings, on, judge_gpus)
-        plans.tell(plan, whole=dry_run)
-        problems += plan.problems()
-    _stop_at(problems)
+    if on is None:  # elsewhere are other GPUs, and models and data with them
+        _stop_at(_problems(settings))
+    _stop_at(plans.tell(plans.plan_of(settings, on, judge_gpus), whole=dry_run))
     if dry_run:
         looked_at = "keys and plan" if on is not None else "keys, hardware, model and data"
         _tell(f"ok: {looked_at} fit together; nothing was started")
@@ -223,14 +220,11 @@ def doctor(
     raise typer.Exit(checks.exit_code(findings))
 
 
-def _problems(config: RunConfig, models: Iterable[str] = (), *, elsewhere: bool = False) -> list[str]:
+def _problems(config: RunConfig, models: Iterable[str] = ()) -> list[str]:
     """Mistakes that can be seen without torch or Ray, and would otherwise show minutes later in a worker.
 
-    With ``models`` games are only played, between these. ``elsewhere``: it would run on other hardware, which has
-    GPUs; models and data are there too.
+    With ``models`` games are only played, between these.
     """
-    if elsewhere:
-        return []
     from openrlhf_medical import devices
     from openrlhf_medical.config import check_hardware
     from openrlhf_medical.data.seed_files import read_seeds

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from openrlhf_medical import devices
 from openrlhf_medical.errors import StuckError, UserError
+
+Made = TypeVar("Made")
 
 
 def connect(gpus_needed: int) -> None:
@@ -82,6 +87,30 @@ def reserve(bundles: int, timeout_s: float, purpose: str) -> PlacementGroup:
                         f"{free.get('GPU', 0):g} GPU and {free.get('CPU', 0):g} CPU free of "
                         f"{total.get('GPU', 0):g} and {total.get('CPU', 0):g}")  # fmt: skip
     return group
+
+
+def within(timeout_s: float, doing: str, make: Callable[[], Made]) -> Made:
+    """What ``make`` returns. For calls of upstream's that wait for a worker without a deadline: in a thread that
+    nobody waits for at the end.
+
+    Raises:
+        StuckError: it took longer. What ``make`` raises comes through.
+    """
+    done: Future[Made] = Future()
+
+    def call() -> None:
+        try:
+            done.set_result(make())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=call, name=doing, daemon=True).start()
+    try:
+        return done.result(timeout_s)
+    except FutureTimeout:
+        if done.done():  # a deadline of its own
+            raise
+        raise StuckError(f"{doing}: not done within {timeout_s:g} s") from None
 
 
 def gather(references: Mapping[str, Any], timeout_s: float, doing: str) -> dict[str, Any]:

@@ -35,9 +35,11 @@ def plan_of(config: RunConfig, on: str | None, judge_gpus: int = 0) -> Plan:
     return make_plan(config, hardware.this_machine(bundles_needed(config)))
 
 
-def tell(plan: Plan, *, whole: bool) -> None:
-    """On stderr, as all that a run says of itself: the whole plan, or a line on one that fits."""
+def tell(plan: Plan, *, whole: bool) -> list[str]:
+    """Print the plan on stderr: with ``whole`` or where it does not fit all of it, a line where something is tight,
+    else nothing. Returns what is short."""
     if whole or plan.shortfalls:
         render.show(plan, sys.stderr)
-    else:
+    elif plan.is_tight:
         print(render.line(plan), file=sys.stderr)
+    return plan.problems()

@@ -84,6 +84,9 @@ def this_machine(gpus_needed: int) -> Hardware:
         node = Node("this machine", (Gpu(None),) * gpus_needed, cpus=max(gpus_needed, cores), host_bytes=memory)
         return Hardware((node,), f"this machine: no GPU, {cores} cores", has_gpus=False)
     gpus = visible(read_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if not gpus and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        node = Node("this machine", (Gpu(None),) * gpus_needed, cpus=os.cpu_count(), host_bytes=memory)
+        return Hardware((node,), "this machine, of whose GPUs nvidia-smi does not tell")
     node = Node("this machine", gpus, cpus=os.cpu_count(), host_bytes=memory)
     return Hardware((node,), f"this machine: {len(gpus)} GPUs, {cores} cores")
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 FITS, TIGHT, SHORT, UNKNOWN = "fits", "tight", "SHORT", "not known"
 GPU_TIGHT = 0.95
 """From this share of a GPU on, what allocators lose to fragments may be what is missing."""
+GPU_ERROR = GIB
+"""Of each worker on a GPU: what contexts and graphs are said to take was not measured. Short is only what would be
+without it; the rest is tight."""
 HOST_ERROR = 0.25
 """Without a GPU everything is host memory, estimated for the longest samples: only what would not fit even if it
 were less by this share is refused."""
@@ -59,6 +62,10 @@ class Plan:
     @property
     def shortfalls(self) -> tuple[Check, ...]:
         return tuple(check for check in self.checks if check.verdict == SHORT)
+
+    @property
+    def is_tight(self) -> bool:
+        return any(check.verdict == TIGHT for check in self.checks)
 
     def problems(self) -> list[str]:
         """One sentence on everything that is short, with the keys that would help; none where nothing is."""
@@ -171,7 +178,8 @@ def _gpu_memory(config: RunConfig, hardware: Hardware, rows: list[Row]) -> list[
             checks.append(Check(what, "not known", "", UNKNOWN))
             continue
         needed, there = row.needs.device_bytes, row.gpu_bytes
-        verdict = SHORT if needed > there else TIGHT if needed > GPU_TIGHT * there else FITS
+        certain = needed - GPU_ERROR * len(row.needs.workers)
+        verdict = SHORT if certain > there else TIGHT if needed > GPU_TIGHT * there else FITS
         keys = _smaller(config, row)
         checks.append(Check(what, gib(needed), f"{gib(there)} on each GPU", verdict, keys))
         if row.needs.sequences == 0:
@@ -209,7 +217,10 @@ def _smaller(config: RunConfig, row: Row) -> tuple[str, ...]:
             *(["train.colocate_all false"] if config.train.colocate_all else []),
         ],
     }
-    keys = ["vllm.gpu_memory_utilization (lower)"] if "engine" in row.place.workers else []
+    if "engine" in row.needs.workers:
+        weight["engine"] = row.needs.workers["engine"].device_bytes
+        offers["engine"] = ["vllm.gpu_memory_utilization (lower)"]
+    keys: list[str] = []
     for part in sorted(weight, key=lambda part: -weight[part]):
         keys += offers[part] if weight[part] else []
     return tuple(keys[:5])

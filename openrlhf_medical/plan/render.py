@@ -29,7 +29,8 @@ def show(plan: Plan, file: IO[str]) -> None:
     if any(row.needs for row in (*plan.rows, *plan.warm_start)):
         console.print(_memory(plan))
     console.print(_checks(plan))
-    for note in plan.notes:
+    advice = [f"{check.verdict}: {check.what}. What would help: {', '.join(check.keys)}" for check in plan.shortfalls]
+    for note in (*advice, *plan.notes):
         console.print(Text(textwrap.fill(note, WIDTH, initial_indent="- ", subsequent_indent="  ")))
 
 
@@ -45,7 +46,9 @@ def line(plan: Plan) -> str:
 def _table(title: str, *columns: tuple[str, str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="italic", box=box.HORIZONTALS, pad_edge=False)
     for name, justify in columns:
-        table.add_column(name, justify=justify, no_wrap=justify == "right")  # type: ignore[arg-type]
+        # First columns and figures stay whole, what is said beside them wraps.
+        whole = justify == "right" or not table.columns
+        table.add_column(name, justify=justify, no_wrap=whole)  # type: ignore[arg-type]
     return table
 
 
@@ -88,8 +91,7 @@ def _memory(plan: Plan) -> Table:
 def _checks(plan: Plan) -> Table:
     table = _table("Needed and there", ("resource", "left"), ("needed", "right"), ("there", "right"), ("", "left"))
     for check in plan.checks:
-        hint = f"{check.verdict}: {', '.join(check.keys)}" if check.verdict == SHORT else check.verdict
-        table.add_row(check.what, check.needed, check.there, hint, style=_STYLES.get(check.verdict, ""))
+        table.add_row(check.what, check.needed, check.there, check.verdict, style=_STYLES.get(check.verdict, ""))
     return table
 
 

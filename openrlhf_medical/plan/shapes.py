@@ -81,16 +81,16 @@ class ModelShape:
 
 
 def shape_of(model: str) -> ModelShape:
-    """Of a local folder, of a model in the Hugging Face cache, or of one that we know by name.
+    """Of a local folder, of a model that we know by name, or of one in the Hugging Face cache.
 
     Raises:
         UnknownShape: none of these, a file that is no such configuration, or a mixture of experts.
     """
     folder = Path(model)
     if not folder.is_dir():
-        found = _cached(model)
-        if found is None and model in KNOWN_MODELS:
+        if model in KNOWN_MODELS:
             return shape_from(KNOWN_MODELS[model], source="its published configuration")
+        found = _cached(model)
         if found is None:
             raise UnknownShape(f"{model} is neither on this machine nor known by name: its dimensions are in its folder")
         folder = found
@@ -131,13 +131,22 @@ def shape_from(config: Mapping[str, Any], *, counted: int | None = None, source:
 
 def count_parameters(folder: Path) -> int | None:
     """Parameters in a folder's safetensors files, from their headers (8 bytes of length, then JSON); None where
-    there are no such files."""
+    there are no such files.
+
+    Raises:
+        UnknownShape: a file that is none.
+    """
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > path.stat().st_size:
+                    raise ValueError(f"a header of {length} bytes")
+                header = json.loads(file.read(length))
+            total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        except (OSError, struct.error, ValueError, TypeError, KeyError) as error:
+            raise UnknownShape(f"{path} is no safetensors file: {error}") from None
     return total or None
 
 
