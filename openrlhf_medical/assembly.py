@@ -22,6 +22,8 @@ from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.process import kept_running
 from openrlhf_medical.judge.token_file import read_token
 from openrlhf_medical.layout import (
+    SHARED_GPU,
+    WEIGHT_BUCKET_BYTES,
     adapters_at_once,
     bases_of,
     layout_of,
@@ -41,11 +43,6 @@ from openrlhf_medical.rollout.fleet import Fleet
 devices.prepare_process()
 
 from openrlhf.trainer.ray.launcher import RayActorGroup  # noqa: E402  (after prepare_process)
-
-SHARED_GPU = 0.2
-"""GPUs that each of several workers on one bundle asks for; upstream's figure."""
-
-WEIGHT_BUCKET_BYTES = 64 << 20
 
 
 def strategy_of(config: RunConfig, adapters: tuple[str, ...] = (), *, warm_start: bool = False) -> SelfPlayStrategy:

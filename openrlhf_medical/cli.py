@@ -154,12 +154,18 @@ def train(
     context: typer.Context,
     config: Annotated[Path, typer.Option(help="Configuration, YAML or JSON.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration, check it, start nothing.")
+        bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan, start nothing.")
     ] = False,
     resume: Annotated[
         str | None,
         typer.Option(help="Go on with the run: auto (from its newest good state), or the folder of one of its states."),
     ] = None,
+    on: Annotated[
+        str | None, typer.Option(help="With --dry-run: plan for other hardware, e.g. 1x48GB, 8x80GB or 4x8x80GB.")
+    ] = None,
+    judge_gpus: Annotated[
+        int, typer.Option(min=0, help="With --on: GPUs of its last machine that a model judge holds.")
+    ] = 0,
 ) -> None:
     """Train by self-play.
 
@@ -173,15 +179,22 @@ def train(
       openrlhf-medical train --config configs/quickstart.yaml --run.name lr3 --actor.adam.lr 3e-5
       openrlhf-medical train --config configs/quickstart.yaml --game.cot false --dry-run
       openrlhf-medical train --config configs/quickstart.yaml --resume auto
+      openrlhf-medical train --config configs/selfplay_8b_multinode.yaml --dry-run --on 4x8x80GB
     """
     from openrlhf_medical.config import dump_config, load_config
+    from openrlhf_medical.plan import command_line as plans
 
     settings = load_config(config, context.args)
     if dry_run:
         typer.echo(dump_config(settings), nl=False)
-    _stop_at(_problems(settings))
+    elif on is not None:
+        raise UserError("--on plans for hardware that is not here: add --dry-run, or leave it out")
+    if on is None:  # elsewhere are other GPUs, and models and data with them
+        _stop_at(_problems(settings))
+    _stop_at(plans.tell(plans.plan_of(settings, on, judge_gpus), whole=dry_run))
     if dry_run:
-        _tell("ok: keys, hardware, model and data fit together; nothing was started")
+        looked_at = "keys and plan" if on is not None else "keys, hardware, model and data"
+        _tell(f"ok: {looked_at} fit together; nothing was started")
         return
     from openrlhf_medical import commands
 

@@ -14,6 +14,13 @@ TURNS_OF_ENGINE = 256
 """As many as vLLM's engine works on at the same time (its ``max_num_seqs``) on the machines that we know."""
 
 
+SHARED_GPU = 0.2
+"""GPUs that each of several workers on one bundle asks for; upstream's figure."""
+
+WEIGHT_BUCKET_BYTES = 64 << 20
+"""Of one packet of a weight sync; a larger tensor is a packet of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Bundles of {1 GPU, 1 CPU} of one learner, and who shares them."""
@@ -89,6 +96,66 @@ def layout_of(config: RunConfig) -> Layout:
         critic=critic.num_nodes * critic.num_gpus_per_node if has_critic else 0,
         engines=0 if config.train.colocate_all else vllm.num_engines * vllm.tensor_parallel_size,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A placement group: bundles of {1 GPU, 1 CPU} that Ray gives or refuses together."""
+
+    purpose: str
+    bundles: int
+    workers: tuple[str, ...]
+    """Kinds of workers, each of them once on every bundle: policy, reference, critic, engine."""
+    trained_adapters: int = 0
+    """LoRA adapters with an optimizer that each policy worker holds."""
+    played_adapters: int = 0
+    """LoRA adapters that each engine has room for."""
+    frozen: bool = False
+    """Of an opponent that does not learn."""
+
+    @property
+    def gpus_of_each(self) -> float:
+        """GPUs that one worker asks Ray for."""
+        return SHARED_GPU if len(self.workers) > 1 else 1.0
+
+
+def places_of(config: RunConfig) -> list[Place]:
+    """Every placement group of a run, in the order in which they are asked for."""
+    places, layout = [], layout_of(config)
+    kinds = (
+        ("reference", needs_reference(config), layout.reference),
+        ("critic", config.algo.advantage.estimator == "gae", layout.critic),
+        ("engine", True, layout.engines),
+    )
+    for policies in bases_of(config):
+        title, trained = "+".join(policies), len(policies) if config.ds.lora.rank else 0
+        held = {"trained_adapters": trained, "played_adapters": adapters_at_once(config, policies)}
+        together = ("policy", *(kind for kind, there, bundles in kinds if there and not bundles))
+        places.append(Place(f"policy {title}", layout.policy, together, **held))
+        for kind, _, bundles in kinds:
+            if bundles:
+                places.append(Place(f"{kind}{'s' * (kind == 'engine')} of {title}", bundles, (kind,), **held))
+    each = config.vllm.num_engines * config.vllm.tensor_parallel_size
+    frozen = [role for role in frozen_roles(config) if not plays_as_adapter(config, role)]
+    return places + [Place(f"the frozen {role}", each, ("engine",), frozen=True) for role in frozen]
+
+
+def pupils_of(config: RunConfig) -> dict[str, tuple[Role, ...]]:
+    """Name and roles of each policy of the supervised warm start: as many as there will be different starts."""
+    if config.roles.policy != "separate":
+        return {"shared" if config.roles.policy == "shared" else "base": tuple(Role)}
+    roles = set(config.trained_roles) | (set(frozen_roles(config)) if config.roles.met == "base" else set())
+    return {role.value: (role,) for role in Role if role in roles}
+
+
+def warm_start_places(config: RunConfig) -> list[Place]:
+    """Placement groups of the warm start, all given back before those of ``places_of`` are asked for."""
+    if not config.train.sft_warmup_steps:
+        return []
+    bundles, adapters = layout_of(config).policy, int(config.ds.lora.rank > 0)
+    return [
+        Place(f"warm start of {name}", bundles, ("policy",), trained_adapters=adapters) for name in pupils_of(config)
+    ]
 
 
 def needs_reference(config: RunConfig) -> bool:

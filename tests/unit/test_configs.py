@@ -38,7 +38,7 @@ CHANGES: dict[str, set[str]] = {
 # Files that a script or a benchmark runs, so that their headers give no command.
 NO_COMMAND = {"quickstart": "launch/quickstart.sh", "learn_cpu": "benchmarks/", "tiny": "tests"}
 
-GPU_ONLY = {"selfplay_8b_multinode": {"ds.packing_samples"}}
+GPU_ONLY = dict.fromkeys(("selfplay_8b_multinode", "selfplay_8b_single_node"), {"ds.packing_samples"})
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -66,9 +66,8 @@ every_with_command = pytest.mark.parametrize(
 
 
 def test_all_files_are_here() -> None:
-    assert {"quickstart", "tiny", "learn_cpu", "selfplay_4b_single_gpu", "selfplay_8b_multinode"} <= {
-        path.stem for path in FILES
-    }
+    self_play = {"selfplay_4b_single_gpu", "selfplay_8b_single_node", "selfplay_8b_multinode"}
+    assert {"quickstart", "tiny", "learn_cpu", *self_play} <= {path.stem for path in FILES}
     assert {path.stem for path in ABLATIONS} == set(CHANGES)
 
 
