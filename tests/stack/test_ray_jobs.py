@@ -17,6 +17,8 @@ from test_train import ROOT, data, moved  # noqa: F401  (data is a fixture)
 from trained_runs import learned, processes_with, rows, status_of, steps_of, until
 from transformers import AutoModelForCausalLM
 
+from openrlhf_medical.state_store import StateStore
+
 STEPS = 4
 
 
@@ -61,7 +63,7 @@ def options(data, tmp_path_factory):  # noqa: F811
         *("--config", str(ROOT / "configs/tiny.yaml"), "--run.name", "on-ray", "--run.eval_games", "0"),
         *("--run.dir", str(tmp_path_factory.mktemp("runs")), "--run.steps", str(STEPS)),
         *("--actor.model_name_or_path", str(ROOT / "models/tiny")),
-        *("--roles.policy", "shared", "--train.colocate_all", "true"),
+        *("--roles.policy", "shared", "--train.colocate_all", "true", "--ckpt.save_steps", "1"),
         *("--data.train", str(data / "train.jsonl"), "--data.val", str(data / "val.jsonl")),
     ]
 
@@ -83,8 +85,10 @@ def test_stopping_leaves_a_state_and_no_orphan(stopped, head, script):
     assert re.search(rf"{job}  STOPPED", script("list"))
     status = status_of(run)
     assert status["state"] == "interrupted" and 1 <= status["steps_done"] < STEPS
-    folders = [path.parent for path in run.rglob("config.json")]
-    assert folders, "no checkpoint"
+    state = StateStore(run, 3).newest_good(print)
+    assert state is not None and state.steps_done == status["steps_done"], "what the next job goes on from"
+    folders = [path.parent for path in (run / "checkpoints").glob("step_*/shared/config.json")]
+    assert folders, "what was saved after the first step"
     for folder in folders:
         assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
     # Ray keeps idle workers and the one that watched over the job; both are the cluster's own.
@@ -104,6 +108,7 @@ def test_stopping_leaves_a_state_and_no_orphan(stopped, head, script):
 def test_the_next_job_goes_on_and_ends_well(stopped, script, options):
     run, _ = stopped
     done = script(*options, "--resume", "auto")
+    assert "going on from" in done
     assert steps_of(run) == list(range(STEPS)) and status_of(run)["state"] == "finished"
     games = [(game["step"], game["game_idx"]) for game in rows(run / "games.jsonl")]
     assert len(games) == len(set(games)) == STEPS * 16
