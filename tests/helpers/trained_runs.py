@@ -12,7 +12,11 @@ import psutil
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """Whole lines only: the run may be writing the last one."""
+    if not path.exists():
+        return []
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole]
 
 
 def steps_of(run: Path) -> list[int]:
@@ -21,7 +25,8 @@ def steps_of(run: Path) -> list[int]:
 
 
 def status_of(run: Path) -> dict[str, Any]:
-    return dict(json.loads((run / "status.json").read_text(encoding="utf-8")))
+    file = run / "status.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {"state": "not begun"}
 
 
 def learned(run: Path) -> bool:
