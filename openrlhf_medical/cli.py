@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from openrlhf_medical.cli_judge import serve_judge
+from openrlhf_medical.cli_sweep import sweep_app
 from openrlhf_medical.errors import RunError, UserError
 from openrlhf_medical.judge.audit.command_line import judge_audit
 
@@ -175,6 +176,7 @@ def train(
 
 
 app.command("judge-audit")(judge_audit)
+app.add_typer(sweep_app, name="sweep")
 
 
 @app.command("doctor")
