@@ -77,7 +77,7 @@ if [ "${1:-}" = --dev ]; then
   # A real Slurm and a real browser, for the tests of both; those tests say what is missing where this cannot be done.
   missing=$(dpkg-query --show --showformat='${Package}\n' 2>/dev/null | grep -Fvxf - launch/pins/apt.txt || true)
   if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    note "installing" $missing
+    note "installing ${missing//$'\n'/ }"
     # shellcheck disable=SC2086  # one word a package
     { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing; } \
       >models/apt.log 2>&1 || note "could not install them (models/apt.log): tests that need them will say so"

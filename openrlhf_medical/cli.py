@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from openrlhf_medical.cli_judge import serve_judge
+from openrlhf_medical.cli_submit import submit
 from openrlhf_medical.cli_sweep import sweep_app
 from openrlhf_medical.errors import RunError, UserError
 from openrlhf_medical.judge.audit.command_line import judge_audit
@@ -175,6 +176,7 @@ def train(
     commands.train(settings)
 
 
+app.command("submit", context_settings=_TAKES_DOTTED)(submit)
 app.command("judge-audit")(judge_audit)
 app.add_typer(sweep_app, name="sweep")
 
@@ -218,6 +220,7 @@ def _problems(config: RunConfig, models: Iterable[str] = ()) -> list[str]:
     from openrlhf_medical.config import check_hardware
     from openrlhf_medical.data.seed_files import read_seeds
     from openrlhf_medical.models import check_model_folder
+    from openrlhf_medical.submit import refuse_lost_folder
 
     # Inside a cluster the driver's machine is not where the work is done.
     checks: list[Callable[[], Any]] = [lambda: check_hardware(config, devices.has_gpu() or "RAY_ADDRESS" in os.environ)]
@@ -229,6 +232,7 @@ def _problems(config: RunConfig, models: Iterable[str] = ()) -> list[str]:
     if not plays_only and config.roles.checkpoint:
         adapter = config.ds.lora.rank > 0 and config.roles.policy != "separate"
         checks.append(lambda: check_model_folder(str(config.roles.checkpoint), adapter=adapter))
+    checks.append(lambda: refuse_lost_folder(config.run.dir, Path.cwd()))
     checks.append(lambda: read_seeds(config.data.train))
     if config.data.sft and not plays_only:
         checks.append(lambda: read_seeds(config.data.sft))  # type: ignore[arg-type]
