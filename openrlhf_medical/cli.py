@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from openrlhf_medical.cli_judge import serve_judge
 from openrlhf_medical.cli_submit import submit
+from openrlhf_medical.cli_sweep import sweep_app
 from openrlhf_medical.errors import Interrupted, RunError, UserError
 from openrlhf_medical.judge.audit.command_line import judge_audit
 
@@ -204,6 +205,7 @@ def train(
 
 app.command("submit", context_settings=_TAKES_DOTTED)(submit)
 app.command("judge-audit")(judge_audit)
+app.add_typer(sweep_app, name="sweep")
 
 
 @app.command("doctor")

@@ -20,7 +20,7 @@ ROOMS = (
         "judge.audit.gold_watch",
         "cli",
     ),
-    *("health", "rollout.pool", "plan.command_line"),
+    *("health", "rollout.pool", "plan.command_line", "sweep.plan"),
 )
 
 
