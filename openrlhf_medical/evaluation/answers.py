@@ -13,7 +13,7 @@ from openrlhf_medical.game.localisation import same_sentence, token_f1
 from openrlhf_medical.game.notes import Note
 from openrlhf_medical.game.players import Truth
 
-LEAST_OVERLAP = 0.5
+LEAST_OVERLAP = 0.6
 """Token F1 from which on a named sentence is taken for one of the note's, where it is none word for word."""
 
 _THINK_TAG = re.compile(r"</?think\b", re.IGNORECASE)

@@ -59,7 +59,12 @@ def closing_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-_OUTCOMES = {"verdict": "verdicts", "refusal": "refusals", "unparsable": "unparsable", "too_long": "too long"}
+_OUTCOMES = {
+    "verdict": "with a verdict",
+    "refusal": "refused",
+    "unparsable": "unparsable",
+    "too_long": "not asked, too long",
+}
 
 
 def heading(data: Mapping[str, Any]) -> str:
