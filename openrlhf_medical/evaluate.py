@@ -24,7 +24,7 @@ from openrlhf_medical.evaluation.answers import Outcome, prediction_of, read_cha
 from openrlhf_medical.evaluation.learned_scores import learned_scores
 from openrlhf_medical.evaluation.medec import corrected
 from openrlhf_medical.evaluation.result import Side, result_of
-from openrlhf_medical.evaluation.submission import Prediction, read_submission, write_submission
+from openrlhf_medical.evaluation.submission import Prediction, check_ids, read_submission, write_submission
 from openrlhf_medical.evaluation.table import closing_lines, tables
 from openrlhf_medical.evaluation.texts import Texts, load_texts
 from openrlhf_medical.game.cot import check_note_text
@@ -94,6 +94,10 @@ def evaluate(plan: EvaluationPlan, command: Sequence[str]) -> dict[str, Any]:
     """
     start = time.monotonic()
     texts = load_texts(plan.data, plan.limit, plan.seed)
+    for what, count in texts.remarks.items():
+        tell(f"{plan.data}: {count} {what}")
+    if plan.write_predictions:
+        check_ids(note.note_id for note in texts.notes)
     other = _from_file(plan.compare, texts) if plan.compare else None  # its mistakes are told before a model starts
     side = _from_file(plan.predictions, texts) if plan.predictions else _from_model(plan, texts)
     side.name = plan.name

@@ -13,7 +13,7 @@ ignored, of a text that comes twice the last line counts, and a text without a l
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,13 +144,20 @@ def write_submission(path: Path, predictions: Mapping[str, Prediction]) -> None:
 
 def submission_line(text_id: str, said: Prediction) -> str:
     """One line, the correction by ``one_line``. Raises UserError on a text ID that the format cannot carry."""
-    if not _ID.fullmatch(text_id):
-        raise UserError(
-            f"the text ID {text_id!r} cannot be written: the official format allows a-z, 0-9 and '-'. Rename the text."
-        )
+    check_ids([text_id])
     correction = one_line(said.correction)
     correction = NA if correction == NA else f'"{correction}"'
     return f"{text_id} {said.flag} {said.sentence_id} {correction}"
+
+
+def check_ids(text_ids: Iterable[str]) -> None:
+    """Raises UserError on a text ID that the format cannot carry."""
+    for text_id in text_ids:
+        if not _ID.fullmatch(text_id):
+            raise UserError(
+                f"the text ID {text_id!r} cannot be written: the official format allows a-z, 0-9 and '-'. "
+                "Rename the text, or leave out --write-predictions."
+            )
 
 
 def one_line(correction: str) -> str:
