@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from openrlhf_medical.cli_evaluate import evaluate
 from openrlhf_medical.cli_judge import serve_judge
 from openrlhf_medical.cli_submit import submit
 from openrlhf_medical.cli_sweep import sweep_app
@@ -206,6 +207,9 @@ def train(
 app.command("submit", context_settings=_TAKES_DOTTED)(submit)
 app.command("judge-audit")(judge_audit)
 app.add_typer(sweep_app, name="sweep")
+
+
+app.command("evaluate", context_settings=_TAKES_DOTTED)(evaluate)
 
 
 @app.command("doctor")

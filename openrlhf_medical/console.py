@@ -38,6 +38,18 @@ SUMMARY_ROWS = {
 _NOISY = ("openrlhf", "DeepSpeed", "deepspeed", "ray", "vllm", "transformers", "torch", "asyncio", "httpx")
 
 
+def send_noise_to(log_file: Path) -> None:
+    """Libraries tell their log file, from here on, what they would tell the user."""
+    handler = logging.FileHandler(log_file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    names = [name for name in logging.Logger.manager.loggerDict if name.split(".")[0] in _NOISY]
+    for logger in map(logging.getLogger, {*names, *_NOISY}):
+        logger.handlers = [handler]
+        logger.propagate = False
+    logging.captureWarnings(True)
+
+
 class Console:
     """The user's view of a run of ``steps`` steps. A context manager: the bar and the log live inside it."""
 
@@ -50,14 +62,7 @@ class Console:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Console:
-        handler = logging.FileHandler(self._log_file, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger().addHandler(handler)
-        names = [name for name in logging.Logger.manager.loggerDict if name.split(".")[0] in _NOISY]
-        for logger in map(logging.getLogger, {*names, *_NOISY}):
-            logger.handlers = [handler]
-            logger.propagate = False
-        logging.captureWarnings(True)
+        send_noise_to(self._log_file)
         # Where nobody watches (a job's log file), a bar would be thousands of lines: one a step instead.
         self._bar = tqdm(total=self._steps, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
         return self

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openrlhf_medical.data.balance import Stock, draw_seeds, file_sizes
 from openrlhf_medical.data.download import PUBLIC_URL, fetch_medec
@@ -16,6 +17,9 @@ from openrlhf_medical.data.seed_files import read_seeds, seeds_to_jsonl
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.notes import Note
 from openrlhf_medical.game.seeds import Category, Seed
+
+if TYPE_CHECKING:
+    from openrlhf_medical.data.synthetic import SyntheticRow
 
 __all__ = ["PUBLIC_URL", "SYNTHETIC", "PrepareSummary", "prepare_data", "read_seeds", "split_vignettes"]
 
@@ -161,6 +165,21 @@ def split_vignettes(notes: Sequence[Note], train_ratio: float, seed: int) -> tup
     )
 
 
+def synthetic_note(row: SyntheticRow) -> Note:
+    """A text of the embedded corpus as a note like any other."""
+    return Note(
+        note_id=row.text_id,
+        text=row.text,
+        vignette_id=row.vignette_id,
+        sentences=tuple(row.sentences),
+        error_type=row.error_type,
+        error_sentence_id=row.error_sentence_id,
+        error_sentence=row.error_sentence,
+        corrected_sentence=row.corrected_sentence,
+        corrected_text=row.corrected_text,
+    )
+
+
 def _synthetic_notes(
     seed: int, summary: PrepareSummary, families: Collection[str], vignettes: int | None, wording: str
 ) -> tuple[dict[str, list[Note]], dict[str, str]]:
@@ -171,17 +190,7 @@ def _synthetic_notes(
     for split in synthetic.SPLITS:
         own = {"num_vignettes": vignettes, "wording": wording} if split == TRAIN else {}
         for row in synthetic.generate(split, seed=seed, families=families, **own):  # type: ignore[arg-type]
-            note = Note(
-                note_id=row.text_id,
-                text=row.text,
-                vignette_id=row.vignette_id,
-                sentences=tuple(row.sentences),
-                error_type=row.error_type,
-                error_sentence_id=row.error_sentence_id,
-                error_sentence=row.error_sentence,
-                corrected_sentence=row.corrected_sentence,
-                corrected_text=row.corrected_text,
-            )
+            note = synthetic_note(row)
             notes[TRAIN if split == TRAIN else VAL].append(note)
             part_of[note.note_id] = split
     _count_notes(summary, [*notes[TRAIN], *notes[VAL]])

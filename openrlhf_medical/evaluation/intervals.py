@@ -57,23 +57,40 @@ def bootstrap(
     Raises:
         ValueError: a level outside (0, 1), fewer than one resample, rows of different lengths.
     """
+    return bootstrap_all(counts, {"": statistic}, resamples=resamples, level=level, seed=seed)[""]
+
+
+def bootstrap_all(
+    counts: Mapping[str, Sequence[float]],
+    statistics: Mapping[str, Statistic],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval | None]:
+    """``bootstrap`` of several statistics of the same counts, all on the same draws."""
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level is {level} and resamples {resamples}; allowed: 0 < level < 1 and resamples >= 1")
     if not counts:
-        return None
+        return dict.fromkeys(statistics)
     table = np.array([counts[key] for key in sorted(counts)], dtype=float)  # (K, M); ValueError if ragged
-    value = float(_figures(statistic, table.sum(axis=0)))
-    if math.isnan(value):
-        return None
     clusters = len(table)
+    whole = {name: float(_figures(statistic, table.sum(axis=0))) for name, statistic in statistics.items()}
     rng = np.random.default_rng(seed)
     even = np.full(clusters, 1 / clusters)
-    drawn = []
+    drawn: dict[str, list[Counts]] = {name: [] for name in statistics}
     for start in range(0, resamples, _CHUNK):
         # How often each cluster is drawn, instead of which: the sums are then one matrix product.
         times = rng.multinomial(clusters, even, size=min(_CHUNK, resamples - start))  # (chunk, K)
-        drawn.append(_figures(statistic, times @ table))
-    figures = np.concatenate(drawn)
+        totals = times @ table
+        for name, statistic in statistics.items():
+            drawn[name].append(_figures(statistic, totals))
+    return {name: _interval(value, np.concatenate(drawn[name]), clusters, level) for name, value in whole.items()}
+
+
+def _interval(value: float, figures: Counts, clusters: int, level: float) -> Interval | None:
+    if math.isnan(value):
+        return None
     defined = figures[~np.isnan(figures)]
     tail = (1 - level) / 2
     low, high = np.quantile(defined, [tail, 1 - tail]) if len(defined) else (value, value)

@@ -23,7 +23,10 @@ from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.judge.limits import Limits
 from openrlhf_medical.judge.spec import JudgeSpec
 
-COMMANDS = ("prepare-data", "serve-judge", "play", "train", "judge-audit", "sweep", "doctor")
+COMMANDS = (
+    *("prepare-data", "serve-judge", "play", "train", "submit", "sweep", "judge-audit", "evaluate", "arena"),
+    *("diversity", "report", "doctor"),
+)
 
 
 def run(*words: str | Path) -> Any:
