@@ -71,10 +71,9 @@ def run_arena(config: RunConfig, plan: ArenaPlan) -> dict[str, Any]:
     rules = replace(config.rules(), attacks_per_seed=1, assessments_per_note=1)  # groups are for training
     seeds, alone = seeds_of(config, rules, plan.num_samples, plan.seed)
     field = Field(_names(plan.attackers), _names(plan.assessors), tuple(seeds), tuple(alone))
-    plan.output.mkdir(parents=True, exist_ok=True)
+    keep_plan(plan.output / "plan.json", plan_of(config, plan, field))
     games = GamesFile(plan.output / "games.jsonl", lambda pair: len(field.seeds_of(pair)))
     left = [pair for pair in field.pairs() if pair not in games.finished]
-    keep_plan(plan.output / "plan.json", plan_of(config, plan, field))
     if left:
         for one in {tokenizer_of(one): one for one in (*plan.attackers, *plan.assessors)}.values():
             assembly.check_prompts_fit(config, [*seeds, *alone], tokenizer_of(one))

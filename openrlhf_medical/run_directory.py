@@ -47,6 +47,7 @@ class RunDirectory:
         self.metrics_file, self.games_file = folder / "metrics.jsonl", folder / "games.jsonl"
         self.log_file, self.warm_start_file = folder / "run.log", folder / "warm_start.jsonl"
         self.good_state = folder / "good_state"
+        self.frozen_games_file = folder / "frozen_games.jsonl"
         self._open: dict[Path, TextIO] = {}
         self._lock = threading.Lock()
 
@@ -80,6 +81,11 @@ class RunDirectory:
 
     def add_games(self, games: Iterable[Game]) -> None:
         self._append(self.games_file, (game.to_json() for game in games))
+
+    def add_frozen_games(self, games: Iterable[Game]) -> None:
+        """Held-out games against the start: in a file of their own, as their numbers are those of the other held-out
+        games."""
+        self._append(self.frozen_games_file, (game.to_json() for game in games))
 
     def _append(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
         with self._lock:  # policies that learn side by side write, and so do games that are played meanwhile

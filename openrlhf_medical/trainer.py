@@ -11,6 +11,7 @@ new weights land, so no reply has tokens of two versions.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
 from collections import Counter
@@ -33,17 +34,20 @@ from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.recovery import Recovery, TooManyFailed
 from openrlhf_medical.learner.policy import Learner
+from openrlhf_medical.rollout.frozen_matches import FrozenMatch
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.trajectories import Trajectory, trajectories_of
 from openrlhf_medical.run_directory import MetricsLog, RunDirectory
 from openrlhf_medical.stoppable import Stoppable
+from openrlhf_medical.yardstick import HELD_OUT, Yardstick
 
 PARITY_LIMIT = 1.0
 """Mean |log-probability difference| per token between engine and policy above which they are not the
 same policy. bf16 noise is about 0.02; a stale output head was measured at several nats (facts)."""
 
 BEFORE = -1
-"""Step number of the held-out games before training; those after it carry the number of steps."""
+"""Step number of the held-out games before training (see ``games_step``), and of their figures; later figures carry
+the number of steps that were done."""
 
 MAX_ROLLBACKS = 3
 """A run that collapses again and again needs another configuration, not another try."""
@@ -68,10 +72,14 @@ class SelfPlayTrainer:
         directory: RunDirectory,
         console: Console,
         gold: GoldWatch | None = None,
+        yardstick: Yardstick | None = None,
+        matches: Sequence[FrozenMatch] = (),
     ):
         self.config, self.learners, self.league, self.manager, self.judge = config, learners, league, manager, judge
         self.seeds, self.held_out, self.monitor = seeds, held_out, monitor
         self.directory, self.console, self.gold = directory, console, gold
+        self.yardstick, self.matches = yardstick or Yardstick(0), matches
+        self._measured: tuple[int, dict[str, float] | None] = (BEFORE, None)
         self.metrics_log = MetricsLog(config, directory)
         self._games = Stoppable()
         self.recovery = Recovery(
@@ -98,9 +106,9 @@ class SelfPlayTrainer:
             raise RunError(f"{error}; weights are in {self.save('interrupted')}") from None
 
     def train(self) -> None:
-        """All steps, held-out games before and after, checkpoints, and the closing table."""
+        """All steps, held-out games before, between and after, checkpoints, and the closing table."""
         self.keep(0)
-        before = self.evaluate("before training", BEFORE)
+        before = self.measure(0)
         self.console.training_begins()
         for step in range(self.config.run.steps):
             if self.gold is not None:
@@ -113,8 +121,13 @@ class SelfPlayTrainer:
             self.console.step_done(metrics)
             self.heed(step, findings)
             self.keep(step + 1)
+            if self.yardstick.due(step + 1) and step + 1 < self.config.run.steps:
+                self.measure(step + 1)
+            if self.yardstick.exhausted:
+                self.console.warn(self.yardstick.why())
+                break
         self.save("final")
-        after = self.evaluate("after training", self.config.run.steps)
+        after = self.measure(step + 1)
         self.console.summary(before, after, self.directory.folder)
 
     def step(self, step: int) -> Played:
@@ -146,12 +159,14 @@ class SelfPlayTrainer:
         games, metrics = self.play(self.seeds.step(step, self.config.rollout.batch_size), step, "playing")
         return games, metrics | self.league.record(games)
 
-    def play(self, seeds: list[Seed], step: int, doing: str) -> Played:
-        """Games on these seeds and what they say."""
+    def play(
+        self, seeds: list[Seed], step: int, doing: str, manager: MedicalDialogueGameManager | None = None
+    ) -> Played:
+        """Games on these seeds and what they say; with ``manager`` between other players than those of training."""
         self.console.playing(doing, len(seeds) * self.manager.rules.attacks_per_seed
                              * self.manager.rules.assessments_per_note)  # fmt: skip
         started = time.monotonic()
-        games = self._games.run(self.manager.play(seeds, step=step, on_game=self.console.game_done))
+        games = self._games.run((manager or self.manager).play(seeds, step=step, on_game=self.console.game_done))
         seconds = time.monotonic() - started
         games, paused_s = self.settle(games)
         metrics = game_metrics(games)
@@ -196,14 +211,34 @@ class SelfPlayTrainer:
         seconds = {f"time/{phase}_s": b - a for phase, (a, b) in zip(phases, itertools.pairwise(marks), strict=True)}
         return prepared.metrics | updated | seconds
 
-    def evaluate(self, when: str, step: int) -> dict[str, float] | None:
+    def measure(self, steps_done: int) -> dict[str, float] | None:
+        """Held-out games after so many steps; weights that were measured already are not measured again."""
+        if self._measured[0] != steps_done:
+            steps = self.config.run.steps
+            when = {0: "before training", steps: "after training"}.get(steps_done, f"after {steps_done} steps")
+            self._measured = steps_done, self.evaluate(when, steps_done)
+        return self._measured[1]
+
+    def evaluate(self, when: str, steps_done: int) -> dict[str, float] | None:
         """Held-out games with the current weights; None where the configuration asks for none."""
         if self.held_out is None:
             return None
-        self.league.prepare(max(0, step))
-        games, metrics = self.play(self.held_out.step(0, self.config.run.eval_games), step, f"held-out games {when}")
+        self.league.prepare(steps_done)
+        step, doing = games_step(steps_done, self.config.run.steps), f"held-out games {when}"
+        seeds = self.held_out.step(0, self.config.run.eval_games)
+        games, metrics = self.play(seeds, step, doing)
         self.directory.add_games(games)
-        self.metrics_log.write(step, {f"eval/{name}": value for name, value in metrics.items()})
+        figures = {f"{HELD_OUT}{name}": value for name, value in metrics.items()}
+        for match in self.matches:
+            match.prepare()
+            games, found = self.play(match.seeds(seeds), step, f"{doing}, frozen {match.frozen}", match.manager)
+            self.directory.add_frozen_games(games)
+            figures |= match.figures(found)
+        is_best = self.yardstick.note(steps_done, figures)
+        if is_best:
+            self.directory.replace(self.directory.checkpoints / "best", self._save_best)
+        self.metrics_log.write(steps_done or BEFORE, figures)
+        self.console.measured(steps_done, figures, self.yardstick.metric, is_best=is_best)
         return metrics
 
     # ── What is kept, and what is gone back to ──
@@ -247,6 +282,16 @@ class SelfPlayTrainer:
         self.monitor.load(self._good_health)
         self.console.warn(f"step {step}: back to the last good state ({self._rollbacks} of {MAX_ROLLBACKS} times)")
 
+    def _save_best(self, folder: Path) -> None:
+        """``checkpoints/best``: the policies, and in best.json which evaluation chose them."""
+        folder.mkdir()
+        for learner in self.learners:
+            learner.save(folder / learner.name)
+        best = self.yardstick.best
+        assert best is not None
+        row = {"steps_done": best.steps_done, "metric": self.yardstick.metric, "value": best.value}
+        (folder / "best.json").write_text(json.dumps(row) + "\n", encoding="utf-8")
+
     def _save_states(self, folder: Path) -> None:
         self._side_by_side(lambda learner: learner.save_state(folder / learner.name))
 
@@ -266,6 +311,12 @@ class SelfPlayTrainer:
         self._ahead.shutdown(cancel_futures=True)
         self.metrics_log.close()
         self.directory.close()
+
+
+def games_step(steps_done: int, steps: int) -> int:
+    """Step number of held-out games: none that training plays. Before training -1, after all steps their count, and
+    in between -1 - steps_done."""
+    return steps if steps_done == steps else BEFORE - steps_done
 
 
 def _largest(a: float, b: float) -> float:
