@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from openrlhf_medical.cli_arena import arena
+from openrlhf_medical.cli_diversity import diversity
 from openrlhf_medical.cli_judge import serve_judge
 from openrlhf_medical.errors import RunError, UserError
 from openrlhf_medical.judge.audit.command_line import judge_audit
@@ -177,6 +178,7 @@ def train(
 
 app.command("judge-audit")(judge_audit)
 app.command("arena", context_settings=_TAKES_DOTTED)(arena)
+app.command("diversity")(diversity)
 
 
 @app.command("doctor")

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
@@ -107,18 +108,22 @@ def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 class MetricsLog:
-    """A step's metrics, to metrics.jsonl and to TensorBoard and Weights & Biases where the configuration asks."""
+    """A step's metrics, to metrics.jsonl and to TensorBoard and Weights & Biases where the configuration asks.
 
-    def __init__(self, config: RunConfig, directory: RunDirectory) -> None:
+    ``resumed_at``: the first step that a resumed run plays again; points from there on are drawn once, not twice.
+    """
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, resumed_at: int | None = None) -> None:
         self._directory = directory
         self._tensorboard: Any = None
         self._wandb: Any = None
         if config.logger.tensorboard_dir:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(config.logger.tensorboard_dir / config.run.name))
-        if config.logger.wandb.key_file:
-            self._wandb = _start_wandb(config)
+            folder = str(config.logger.tensorboard_dir / config.run.name)
+            self._tensorboard = SummaryWriter(folder, purge_step=resumed_at)
+        if config.logger.wandb.key_file or config.logger.wandb.offline:
+            self._wandb = _start_wandb(config, directory.folder)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self._directory.add_metrics(step, metrics)
@@ -126,7 +131,9 @@ class MetricsLog:
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
-            self._wandb.log({"step": step, **metrics})
+            # Its steps count up from 0, held-out games before training included; a step that it has had already (a
+            # resumed run's) it leaves out.
+            self._wandb.log({"step": step, **metrics}, step=step + 1)
 
     def close(self) -> None:
         if self._tensorboard is not None:
@@ -135,16 +142,32 @@ class MetricsLog:
             self._wandb.finish()
 
 
-def _start_wandb(config: RunConfig) -> Any:
+def _start_wandb(config: RunConfig, folder: Path) -> Any:
     settings = config.logger.wandb
     try:
         import wandb
     except ImportError:
-        raise UserError("logger.wandb.key_file is set, but wandb is not installed: pip install wandb") from None
-    assert settings.key_file is not None
-    wandb.login(key=settings.key_file.read_text(encoding="utf-8").strip())
-    return wandb.init(entity=settings.org, project=settings.project, group=settings.group, name=config.run.name,
-                      config=config.model_dump(mode="json"))  # fmt: skip
+        raise UserError("logger.wandb asks for Weights & Biases, which is not installed: pip install wandb, or remove "
+                        "logger.wandb.key_file and logger.wandb.offline") from None  # fmt: skip
+    if settings.key_file is not None and not settings.offline:
+        wandb.login(key=settings.key_file.read_text(encoding="utf-8").strip())
+    name_file = folder / "wandb_id"  # a resumed run goes on in the same curves
+    if not name_file.exists():
+        name_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+    run = wandb.init(
+        entity=settings.org,
+        project=settings.project,
+        group=settings.group,
+        name=config.run.name,
+        id=name_file.read_text(encoding="utf-8").strip(),
+        resume="allow",
+        mode="offline" if settings.offline else "online",
+        dir=str(folder),
+        config=config.model_dump(mode="json"),
+        settings=wandb.Settings(silent=True),  # the console is the run's own
+    )
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def environment() -> dict[str, Any]:

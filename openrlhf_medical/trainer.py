@@ -24,6 +24,7 @@ from openrlhf_medical.config import RunConfig
 from openrlhf_medical.console import Console
 from openrlhf_medical.data.stream import SeedStream
 from openrlhf_medical.errors import RunError
+from openrlhf_medical.evaluation.diversity import training_figures as diversity
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
 from openrlhf_medical.game.metrics import game_metrics
 from openrlhf_medical.game.players import Role
@@ -157,7 +158,7 @@ class SelfPlayTrainer:
         for opponent in self.league.opponents.values():
             opponent.check_engines()
         games, metrics = self.play(self.seeds.step(step, self.config.rollout.batch_size), step, "playing")
-        return games, metrics | self.league.record(games)
+        return games, metrics | self.league.record(games) | diversity(games)
 
     def play(
         self, seeds: list[Seed], step: int, doing: str, manager: MedicalDialogueGameManager | None = None

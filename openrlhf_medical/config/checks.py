@@ -282,8 +282,8 @@ def _held_out(config: RunConfig) -> Iterator[str]:
     run, roles = config.run, config.roles
     if run.eval_frozen and roles.train != "both" and roles.met in ("base", "checkpoint"):
         yield (
-            f"run.eval_frozen: with roles.train {roles.train} and roles.opponent {roles.met} the held-out games already "
-            "meet a player that never changes: remove it"
+            f"run.eval_frozen: with roles.train {roles.train} and roles.opponent {roles.met} the held-out games "
+            "already meet a player that never changes: remove it"
         )
     name = run.best_metric or ""
     if name.startswith(FROZEN) and not run.eval_frozen:

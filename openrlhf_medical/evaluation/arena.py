@@ -99,10 +99,7 @@ class GamesFile:
         partial.rename(self.path)
 
     def add(self, pair: Pair, games: Sequence[Game]) -> None:
-        rows = [
-            game.to_json() | {"pair": list(pair), "outcome": outcome_of(game), "vignette_id": game.seed.vignette_id}
-            for game in games
-        ]
+        rows = [game.to_json() | {"pair": list(pair), "outcome": outcome_of(game)} for game in games]
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(map(_line, rows)))
         self.rows += rows

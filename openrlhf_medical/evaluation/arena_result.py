@@ -28,7 +28,7 @@ from openrlhf_medical.game.rewards import Case
 from openrlhf_medical.rollout.pool import wins_of
 
 Row = Mapping[str, Any]
-"""A line of the arena's games.jsonl: the game's own, and ``pair``, ``outcome``, ``vignette_id``."""
+"""A line of the arena's games.jsonl: the game's own, and ``pair`` and ``outcome``."""
 
 LEVEL = 0.95
 POINTS = {"attacker": 1.0, "neither": 0.5, "assessor": 0.0, "forfeit": 0.0}
