@@ -121,9 +121,9 @@ class SelfPlayTrainer:
             self.metrics_log.write(step, metrics)
             self.console.step_done(metrics)
             self.heed(step, findings)
-            self.keep(step + 1)
             if self.yardstick.due(step + 1) and step + 1 < self.config.run.steps:
                 self.measure(step + 1)
+            self.keep(step + 1)
             if self.yardstick.exhausted:
                 self.console.warn(self.yardstick.why())
                 break

@@ -77,6 +77,8 @@ class Yardstick:
             check_metric(metric)
         self.every, self.metric, self.patience = every, metric, patience
         self.best: Best | None = None
+        self.measured = -1
+        """After how many steps the latest evaluation was made; -1 before the first."""
         self._last: Best | None = None
         self._without = 0
 
@@ -90,6 +92,7 @@ class Yardstick:
         Equal figures are no improvement: the earlier weights stay. An evaluation in which the figure is undefined
         (or NaN) says nothing: it is neither better nor worse.
         """
+        self.measured = steps_done
         value = figures.get(self.metric, math.nan) if self.metric else math.nan
         if math.isnan(value):
             return False
@@ -123,11 +126,12 @@ class Yardstick:
         """All that ``load`` needs, as JSON."""
         pairs = {"best": self.best, "last": self._last}
         kept = {name: [one.steps_done, one.value] if one else None for name, one in pairs.items()}
-        return {"metric": self.metric, "without": self._without, **kept}
+        return {"metric": self.metric, "measured": self.measured, "without": self._without, **kept}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on where a yardstick with this ``state`` was. One of another figure is forgotten: its values are no
         measure for this one."""
+        self.measured = state["measured"]
         if state["metric"] != self.metric:
             return
         self.best, self._last = (Best(*state[name]) if state[name] else None for name in ("best", "last"))

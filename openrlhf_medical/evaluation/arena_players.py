@@ -17,6 +17,8 @@ BASE = "base"
 
 _MODEL, _ADAPTER = "config.json", "adapter_config.json"
 _PARTIAL = (".partial", ".old")
+_STATES = "state"
+"""Folder of what a run resumes from: no checkpoints of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ def _checkpoints(root: Path) -> set[Path]:
     if not root.is_dir():
         return set()
     models = [path for pattern in ("*/*", "*/*/*") for path in root.glob(pattern) if _is_model(path)]
-    return {path.parent for path in models if not any(part.endswith(_PARTIAL) for part in path.parts)}
+    whole = [path for path in models if not any(part.endswith(_PARTIAL) for part in path.parts)]
+    return {path.parent for path in whole if path.relative_to(root).parts[0] != _STATES}
 
 
 def _is_model(path: Path) -> bool:

@@ -33,6 +33,7 @@ def run(tmp_path: Path) -> Path:
         for role in Role:
             model(root / name / role)
     model(root / "best.partial" / "attacker")
+    model(root / "state" / "step_2" / "attacker")
     (root / "step_2" / "trainer_state").mkdir()
     model(tmp_path / "base")
     return tmp_path / "run"
