@@ -25,7 +25,7 @@ from openrlhf_medical.rollout.engine_player import EnginePlayer
 from openrlhf_medical.rollout.engines import ADAPTER_CONFIG, ADAPTER_WEIGHTS, start_engines
 
 ADAPTER = "entrant"
-_SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures_version")
+_SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Keys of a model's config.json that do not change its shape."""
 
 
