@@ -65,12 +65,12 @@ def test_environment_names_versions_and_hardware(tmp_path):
 # ── Other people's loggers ──
 
 
-def log_of(folder, *words, resumed_at=None):
+def log_of(folder, *words, first_step=0):
     config = load_config(Path("configs/tiny.yaml"), list(words))
     directory = RunDirectory(folder)
     if not folder.exists():
         directory.create("")
-    return MetricsLog(config, directory, resumed_at)
+    return MetricsLog(config, directory, first_step)
 
 
 def scalars(folder):
@@ -89,7 +89,7 @@ def test_tensorboard_has_the_names_of_metrics_jsonl_and_no_point_twice(tmp_path)
     log.close()
     log._directory.close()
     shutil.rmtree(tmp_path / "run")
-    log = log_of(tmp_path / "run", *words, resumed_at=2)
+    log = log_of(tmp_path / "run", *words, first_step=2)
     for step in (2, 3, 4):
         log.write(step, {"reward/attacker/mean": 10.0 + step})
     log.close()
