@@ -8,15 +8,18 @@ from typing import Any
 
 from ray.util.placement_group import PlacementGroup
 
+from openrlhf_medical import layout
 from openrlhf_medical.cluster import gather, reserve
 from openrlhf_medical.config import RunConfig
 from openrlhf_medical.game.cot import STOP
-from openrlhf_medical.game.players import Player, Role
+from openrlhf_medical.game.manager import MedicalDialogueGameManager
+from openrlhf_medical.game.players import Judge, Player, Role
 from openrlhf_medical.layout import frozen_roles, model_of, plays_as_adapter
 from openrlhf_medical.learner.policy import Learner
 from openrlhf_medical.rollout.engine_player import EnginePlayer, Sampling
 from openrlhf_medical.rollout.engines import EngineSpec, start_engine
 from openrlhf_medical.rollout.fleet import Fleet
+from openrlhf_medical.rollout.frozen_matches import FrozenMatch
 from openrlhf_medical.rollout.opponents import Meetings, Opponent, Side
 
 
@@ -101,6 +104,36 @@ def start_opponents(
         if opponent.adapter and checkpoint:
             opponent.load(str(checkpoint.resolve()), version=0)
     return opponents
+
+
+def start_matches(
+    config: RunConfig,
+    starts: Mapping[Role, str],
+    learners: list[Learner],
+    tokenizer: Any,
+    live: Mapping[Role, Player],
+    judge: Judge,
+) -> list[FrozenMatch]:
+    """Held-out games of each trained role against the model that training starts from, where ``run.eval_frozen``
+    asks for them: on one engine pool for both roles, or on the base that the learners' engines hold."""
+    roles, timeout_s = layout.measured_against(config), config.run.sync_timeout_s
+    hosts = {role: learner for learner in learners for role in learner.roles}
+    apart = [role for role in roles if not layout.plays_as_adapter(config, role)]
+    pool = start_engine_pool(config, starts[apart[0]], "held-out games against the start") if apart else Fleet.none()
+    wait_for_engines(config, {"frozen start": pool})
+    matches = []
+    for role in roles:
+        engines = pool if role in apart else hosts.get(role, learners[0]).engines
+        player = player_of(config, engines, tokenizer, name="start", frozen=True)
+        sides = {**live, role: player}
+        manager = MedicalDialogueGameManager(
+            sides[Role.ATTACKER], sides[Role.ASSESSOR], judge, config.rules(),
+            max_concurrent=layout.turns_at_once(config), schedule=config.rollout.schedule,
+        )  # fmt: skip
+        shares_pool = len({starts[one] for one in apart}) > 1 and role in apart
+        start = Opponent(role, player, engines, timeout_s) if shares_pool else None
+        matches.append(FrozenMatch(role, manager, start, starts[role], engines))
+    return matches
 
 
 def cast_of(

@@ -3,6 +3,7 @@
 ::
 
     checkpoints/step_N/<policy>, final/…   Hugging Face folders
+    checkpoints/best/<policy>, best.json   the same, after the best evaluation so far (``yardstick``)
     checkpoints/pool/step_N/<policy>       the same, of past opponents
     checkpoints/state/step_N/              all that training goes on from (``state_store``):
         parts.json                         by name, what each part of the run says of its state
@@ -84,14 +85,17 @@ class Checkpoints:
         self._tidy()
         self._directory.status.running(steps_done, run.steps)
 
-    def save(self, name: str) -> str:
-        """``checkpoints/<name>/<policy>``: folders that transformers and vLLM open. Returns the folder."""
+    def save(self, name: str, about: Mapping[str, Any] | None = None) -> str:
+        """``checkpoints/<name>/<policy>``: folders that transformers and vLLM open. Returns the folder. ``about``
+        goes into ``<name>.json`` beside them."""
         self._console.phase("saving")
 
         def write(folder: Path) -> None:
             folder.mkdir(parents=True)
             for learner in self._learners:
                 learner.save(folder / learner.name)
+            if about is not None:
+                (folder / f"{name}.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
 
         self._directory.replace(self._directory.checkpoints / name, write)
         return str(self._directory.checkpoints / name)

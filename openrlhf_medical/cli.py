@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from openrlhf_medical.cli_arena import arena
+from openrlhf_medical.cli_diversity import diversity
 from openrlhf_medical.cli_evaluate import evaluate
 from openrlhf_medical.cli_judge import serve_judge
 from openrlhf_medical.cli_submit import submit
@@ -210,6 +212,8 @@ app.add_typer(sweep_app, name="sweep")
 
 
 app.command("evaluate", context_settings=_TAKES_DOTTED)(evaluate)
+app.command("arena", context_settings=_TAKES_DOTTED)(arena)
+app.command("diversity")(diversity)
 
 
 @app.command("doctor")

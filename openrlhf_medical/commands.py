@@ -33,6 +33,7 @@ from openrlhf_medical.state_store import State
 from openrlhf_medical.stop_signals import StopSignals
 from openrlhf_medical.trainer import SelfPlayTrainer
 from openrlhf_medical.warm_start import warm_start
+from openrlhf_medical.yardstick import Yardstick
 
 
 def train(config: RunConfig, resume: str | None = None) -> None:
@@ -120,8 +121,10 @@ def _train(
         league = League(opponents, layout.policy_names(config), _pool(config))
         monitor = HealthMonitor(_health_limits(config), config.trained_roles)
         trainer = SelfPlayTrainer(
-            config, learners, league, manager, judge, seeds, held_out, monitor, directory, console, gold, stop, start
-        )
+            config, learners, league, manager, judge, seeds, held_out, monitor, directory, console, gold, stop, start,
+            Yardstick(config.run.eval_every, config.run.best_metric, config.run.early_stop_patience),
+            casting.start_matches(config, starts, learners, tokenizer, cast, judge),
+        )  # fmt: skip
         try:
             trainer.fit()
         except (StuckError, WorkerDied) as error:

@@ -116,6 +116,13 @@ class Console:
             seconds = f" in {metrics['time/step_s']:.0f} s" if "time/step_s" in metrics else ""
             self._say(f"step {self._steps_done}/{self._steps}{seconds}: {shown}")
 
+    def measured(self, steps_done: int, figures: Mapping[str, float], metric: str | None, *, is_best: bool) -> None:
+        """One line for held-out games."""
+        names = {f"eval/{name}": short for name, short in BAR_NUMBERS.items()} | ({metric: metric} if metric else {})
+        shown = ", ".join(f"{short} {figures[name]:.2f}" for name, short in names.items() if name in figures)
+        when = f"after {steps_done} steps" if steps_done else "before training"
+        self._say(f"held-out games {when}: {shown}{' (best so far)' if is_best else ''}")
+
     def _say(self, line: str) -> None:
         say(line)
 

@@ -76,6 +76,19 @@ def opponent_engines(config: RunConfig) -> int:
     return each * sum(not plays_as_adapter(config, role) for role in frozen_roles(config))
 
 
+def measured_against(config: RunConfig) -> tuple[Role, ...]:
+    """Roles that the start plays in held-out games (``run.eval_frozen``): those whom a trained role meets."""
+    if not config.run.eval_frozen:
+        return ()
+    return tuple(role for role in Role if any(trained is not role for trained in config.trained_roles))
+
+
+def measuring_engines(config: RunConfig) -> int:
+    """Engines that hold the start for held-out games, in bundles: one pool, whichever role it plays."""
+    apart = any(not plays_as_adapter(config, role) for role in measured_against(config))
+    return config.vllm.num_engines * config.vllm.tensor_parallel_size if apart else 0
+
+
 def adapters_at_once(config: RunConfig, policies: Mapping[str, tuple[Role, ...]]) -> int:
     """Adapters that the engines of one base hold: its policies', and those of opponents."""
     if not config.ds.lora.rank:
@@ -164,7 +177,8 @@ def needs_reference(config: RunConfig) -> bool:
 
 
 def bundles_needed(config: RunConfig) -> int:
-    return layout_of(config).bundles * len(bases_of(config)) + opponent_engines(config)
+    learners = layout_of(config).bundles * len(bases_of(config))
+    return learners + opponent_engines(config) + measuring_engines(config)
 
 
 def turns_at_once(config: RunConfig) -> int:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -59,6 +60,7 @@ class RunDirectory:
         self.starts_file = folder / "warm_start.json"
         self.good_states, self.config_file = folder / "good_states", folder / "config.yaml"
         self.status = Status(folder / "status.json")
+        self.frozen_games_file = folder / "frozen_games.jsonl"
         self._open: dict[Path, TextIO] = {}
         self._lock = threading.Lock()
         self._claim: TextIO | None = None
@@ -100,8 +102,10 @@ class RunDirectory:
         shutil.rmtree(old, ignore_errors=True)
 
     def log_sizes(self) -> dict[str, int]:
-        """Bytes of games.jsonl and metrics.jsonl, by file name."""
-        return {file.name: file.stat().st_size if file.exists() else 0 for file in (self.games_file, self.metrics_file)}
+        """Bytes of games.jsonl, metrics.jsonl and, where there is one, frozen_games.jsonl, by file name."""
+        frozen = [self.frozen_games_file] if self.frozen_games_file.exists() else []
+        files = [self.games_file, self.metrics_file, *frozen]
+        return {file.name: file.stat().st_size if file.exists() else 0 for file in files}
 
     def cut_logs(self, sizes: Mapping[str, int]) -> None:
         """Back to these sizes: what came later, a line that was half written too, belongs to steps that are not done.
@@ -109,11 +113,18 @@ class RunDirectory:
         for name, size in sizes.items():
             with (self.folder / name).open("ab") as file:
                 file.truncate(size)
+        if self.frozen_games_file.name not in sizes:
+            self.frozen_games_file.unlink(missing_ok=True)
 
     def start_anew(self) -> None:
         """Remove what an unfinished beginning left, so that no game counts twice; a finished warm start stays."""
         warm = self.starts_file.exists()
-        for file in (self.metrics_file, self.games_file, *([] if warm else [self.warm_start_file])):
+        for file in (
+            self.metrics_file,
+            self.games_file,
+            self.frozen_games_file,
+            *([] if warm else [self.warm_start_file]),
+        ):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.good_states, ignore_errors=True)
         for folder in self.checkpoints.iterdir():
@@ -122,6 +133,11 @@ class RunDirectory:
 
     def add_games(self, games: Iterable[Game]) -> None:
         self._append(self.games_file, (game.to_json() for game in games))
+
+    def add_frozen_games(self, games: Iterable[Game]) -> None:
+        """Held-out games against the start: in a file of their own, as their numbers are those of the other held-out
+        games."""
+        self._append(self.frozen_games_file, (game.to_json() for game in games))
 
     def _append(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
         with self._lock:  # policies that learn side by side write, and so do games that are played meanwhile
@@ -203,21 +219,23 @@ def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 class MetricsLog:
-    """A step's metrics, to metrics.jsonl and to TensorBoard and Weights & Biases where the configuration asks."""
+    """A step's metrics, to metrics.jsonl and to TensorBoard and Weights & Biases where the configuration asks.
+
+    ``first_step``: of this process; TensorBoard forgets what an earlier one wrote of it and later ones, so that no
+    point is drawn twice.
+    """
 
     def __init__(self, config: RunConfig, directory: RunDirectory, first_step: int = 0) -> None:
-        """``first_step``: TensorBoard forgets what an earlier process wrote of this and later steps."""
         self._directory = directory
         self._tensorboard: Any = None
         self._wandb: Any = None
         if config.logger.tensorboard_dir:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(
-                str(config.logger.tensorboard_dir / config.run.name), purge_step=first_step or None
-            )
-        if config.logger.wandb.key_file:
-            self._wandb = _start_wandb(config)
+            folder = str(config.logger.tensorboard_dir / config.run.name)
+            self._tensorboard = SummaryWriter(folder, purge_step=first_step or None)
+        if config.logger.wandb.key_file or config.logger.wandb.offline:
+            self._wandb = _start_wandb(config, directory.folder)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self._directory.add_metrics(step, metrics)
@@ -225,7 +243,9 @@ class MetricsLog:
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
-            self._wandb.log({"step": step, **metrics})
+            # Its steps count up from 0, held-out games before training included; a step that it has had already (a
+            # resumed run's) it leaves out.
+            self._wandb.log({"step": step, **metrics}, step=step + 1)
 
     def close(self) -> None:
         if self._tensorboard is not None:
@@ -234,16 +254,32 @@ class MetricsLog:
             self._wandb.finish()
 
 
-def _start_wandb(config: RunConfig) -> Any:
+def _start_wandb(config: RunConfig, folder: Path) -> Any:
     settings = config.logger.wandb
     try:
         import wandb
     except ImportError:
-        raise UserError("logger.wandb.key_file is set, but wandb is not installed: pip install wandb") from None
-    assert settings.key_file is not None
-    wandb.login(key=settings.key_file.read_text(encoding="utf-8").strip())
-    return wandb.init(entity=settings.org, project=settings.project, group=settings.group, name=config.run.name,
-                      config=config.model_dump(mode="json"))  # fmt: skip
+        raise UserError("logger.wandb asks for Weights & Biases, which is not installed: pip install wandb, or remove "
+                        "logger.wandb.key_file and logger.wandb.offline") from None  # fmt: skip
+    if settings.key_file is not None and not settings.offline:
+        wandb.login(key=settings.key_file.read_text(encoding="utf-8").strip())
+    name_file = folder / "wandb_id"  # a resumed run goes on in the same curves
+    if not name_file.exists():
+        name_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+    run = wandb.init(
+        entity=settings.org,
+        project=settings.project,
+        group=settings.group,
+        name=config.run.name,
+        id=name_file.read_text(encoding="utf-8").strip(),
+        resume="allow",
+        mode="offline" if settings.offline else "online",
+        dir=str(folder),
+        config=config.model_dump(mode="json"),
+        settings=wandb.Settings(silent=True),  # the console is the run's own
+    )
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 def environment() -> dict[str, Any]:

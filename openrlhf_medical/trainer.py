@@ -23,6 +23,7 @@ from openrlhf_medical.config import RunConfig
 from openrlhf_medical.console import Console
 from openrlhf_medical.data.stream import SeedStream
 from openrlhf_medical.errors import Interrupted, RunError
+from openrlhf_medical.evaluation.diversity import training_figures as diversity
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
 from openrlhf_medical.game.metrics import game_metrics
 from openrlhf_medical.game.players import Role
@@ -35,19 +36,22 @@ from openrlhf_medical.judge.recovery import Recovery, TooManyFailed
 from openrlhf_medical.learner.policy import Learner
 from openrlhf_medical.learner.together import side_by_side
 from openrlhf_medical.rollout.fleet import Fleets
+from openrlhf_medical.rollout.frozen_matches import FrozenMatch
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.trajectories import Trajectory, trajectories_of
 from openrlhf_medical.run_directory import MetricsLog, RunDirectory
 from openrlhf_medical.state_store import State
 from openrlhf_medical.stop_signals import StopSignals
 from openrlhf_medical.stoppable import Stoppable
+from openrlhf_medical.yardstick import HELD_OUT, Yardstick
 
 PARITY_LIMIT = 1.0
 """Mean |log-probability difference| per token between engine and policy above which they are not the
 same policy. bf16 noise is about 0.02; a stale output head was measured at several nats (facts)."""
 
 BEFORE = -1
-"""Step number of the held-out games before training; those after it carry the number of steps."""
+"""Step number of the held-out games before training (see ``games_step``), and of their figures; later figures carry
+the number of steps that were done."""
 
 MAX_ROLLBACKS = 3
 """A run that collapses again and again needs another configuration, not another try."""
@@ -73,14 +77,18 @@ class SelfPlayTrainer:
         gold: GoldWatch | None = None,
         stop: StopSignals | None = None,
         start: State | None = None,
+        yardstick: Yardstick | None = None,
+        matches: Sequence[FrozenMatch] = (),
     ):
         """``start``: the state that the run goes on from, else it begins."""
         self.config, self.learners, self.league, self.manager, self.judge = config, learners, league, manager, judge
         self.seeds, self.held_out, self.monitor = seeds, held_out, monitor
         self.directory, self.console, self.gold = directory, console, gold
-        engines = [learner.engines for learner in learners] + [each.engines for each in league.opponents.values()]
-        self.fleets = Fleets(engines, console.warn)
+        players = (*learners, *league.opponents.values(), *matches)
+        self.fleets = Fleets((each.engines for each in players), console.warn)
         self.stop, self._start = stop or StopSignals(), start
+        self.yardstick, self.matches = yardstick or Yardstick(0), matches
+        self._measured: dict[str, float] | None = None
         self.metrics_log = MetricsLog(config, directory, start.steps_done if start else 0)
         self._games = Stoppable()
         self.recovery = Recovery(
@@ -98,7 +106,7 @@ class SelfPlayTrainer:
         self._logs: dict[str, int] = {}
         """Bytes of each log that belong to the steps done; empty until the first step may begin."""
         # What has a memory is named here, or in Checkpoints: a resumed run has nothing else.
-        parts: dict[str, Stateful] = {"trainer": self, **({"gold": gold} if gold else {})}
+        parts: dict[str, Stateful] = {"trainer": self, "yardstick": self.yardstick, **({"gold": gold} if gold else {})}
         self.checkpoints = Checkpoints(config, learners, league, monitor, directory, console, parts)
 
     def fit(self) -> None:
@@ -117,15 +125,17 @@ class SelfPlayTrainer:
             raise Interrupted(signal.number, self.keep_state()) from None
 
     def train(self) -> None:
-        """All steps, held-out games before and after, checkpoints, and the closing table."""
+        """All steps, held-out games before, between and after, checkpoints, and the closing table."""
         if self._start is not None:
             self.resume(self._start)
         else:
             self.keep(0)
-            self._before = self.evaluate("before training", BEFORE)
+            self._before = self.measure(0)
         self._logs = self.directory.log_sizes()
         self.console.training_begins(self.steps_done)
         for step in range(self.steps_done, self.config.run.steps):
+            if self.enough(step):
+                break
             if self.gold is not None:
                 self.gold.begin(step)
             games, metrics = self.step(step)
@@ -137,7 +147,7 @@ class SelfPlayTrainer:
             self.heed(step, findings)
             self.keep(step + 1)
         self.checkpoints.save("final")
-        after = self.evaluate("after training", self.config.run.steps)
+        after = self.measure(self.steps_done)
         self.console.summary(self._before, after, self.directory.folder)
 
     def step(self, step: int) -> Played:
@@ -171,14 +181,16 @@ class SelfPlayTrainer:
         for opponent in self.league.opponents.values():
             opponent.check_engines()
         games, metrics = self.play(self.seeds.step(step, self.config.rollout.batch_size), step, "playing")
-        return games, metrics | self.league.record(games)
+        return games, metrics | self.league.record(games) | diversity(games)
 
-    def play(self, seeds: list[Seed], step: int, doing: str) -> Played:
-        """Games on these seeds and what they say."""
+    def play(
+        self, seeds: list[Seed], step: int, doing: str, manager: MedicalDialogueGameManager | None = None
+    ) -> Played:
+        """Games on these seeds and what they say; with ``manager`` between other players than those of training."""
         self.console.playing(doing, len(seeds) * self.manager.rules.attacks_per_seed
                              * self.manager.rules.assessments_per_note)  # fmt: skip
         started = time.monotonic()
-        games = self._games.run(self.manager.play(seeds, step=step, on_game=self.console.game_done))
+        games = self._games.run((manager or self.manager).play(seeds, step=step, on_game=self.console.game_done))
         seconds = time.monotonic() - started
         self.fleets.check()
         games, paused_s = self.settle(games)
@@ -224,16 +236,46 @@ class SelfPlayTrainer:
         seconds = {f"time/{phase}_s": b - a for phase, (a, b) in zip(phases, itertools.pairwise(marks), strict=True)}
         return prepared.metrics | updated | seconds
 
-    def evaluate(self, when: str, step: int) -> dict[str, float] | None:
-        """Held-out games with the current weights; None where the configuration asks for none."""
-        if self.held_out is None:
-            return None
+    def enough(self, steps_done: int) -> bool:
+        """Held-out games where they are due. True: training ends early."""
+        failed = self._next is not None and self._next.exception()  # the next step tells
+        if self.yardstick.due(steps_done) and not failed:
+            self.measure(steps_done)
+        if self.yardstick.exhausted:
+            self.console.warn(self.yardstick.why())
+        return self.yardstick.exhausted
+
+    def measure(self, steps_done: int) -> dict[str, float] | None:
+        """Held-out games after so many steps; weights that were measured already are not measured again."""
+        if self.yardstick.measured != steps_done and self.held_out is not None:
+            steps = self.config.run.steps
+            when = {0: "before training", steps: "after training"}.get(steps_done, f"after {steps_done} steps")
+            self._measured = self.evaluate(when, steps_done, self.held_out)
+            if self._logs:
+                self._logs = self.directory.log_sizes()
+        return self._measured
+
+    def evaluate(self, when: str, steps_done: int, held_out: SeedStream) -> dict[str, float]:
+        """Held-out games with the current weights, and what follows from their figures."""
+        step, doing = games_step(steps_done, self.config.run.steps), f"held-out games {when}"
+        seeds = held_out.step(0, self.config.run.eval_games)
         with self.stop.stopping(self._games.stop):
-            self.league.prepare(max(0, step))
-            seeds = self.held_out.step(0, self.config.run.eval_games)
-            games, metrics = self.play(seeds, step, f"held-out games {when}")
+            self.league.prepare(steps_done)
+            games, metrics = self.play(seeds, step, doing)
         self.directory.add_games(games)
-        self.metrics_log.write(step, {f"eval/{name}": value for name, value in metrics.items()})
+        figures = {f"{HELD_OUT}{name}": value for name, value in metrics.items()}
+        for match in self.matches:
+            with self.stop.stopping(self._games.stop):
+                match.prepare()
+                games, found = self.play(match.seeds(seeds), step, f"{doing}, frozen {match.frozen}", match.manager)
+            self.directory.add_frozen_games(games)
+            figures |= match.figures(found)
+        is_best = self.yardstick.note(steps_done, figures)
+        if is_best and (best := self.yardstick.best):
+            row = {"steps_done": best.steps_done, "metric": self.yardstick.metric, "value": best.value}
+            self.checkpoints.save("best", row)
+        self.metrics_log.write(steps_done or BEFORE, figures)
+        self.console.measured(steps_done, figures, self.yardstick.metric, is_best=is_best)
         return metrics
 
     # ── What is kept, and what is gone back to ──
@@ -266,10 +308,10 @@ class SelfPlayTrainer:
         return self._next.result() if self._next is not None and not self._next.exception() else None
 
     def state(self) -> dict[str, Any]:
-        return {"before": self._before, "rollbacks": self._rollbacks}
+        return {"before": self._before, "measured": self._measured, "rollbacks": self._rollbacks}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self._before, self._rollbacks = state["before"], state["rollbacks"]
+        self._before, self._measured, self._rollbacks = state["before"], state["measured"], state["rollbacks"]
 
     def heed(self, step: int, findings: Sequence[Finding]) -> None:
         """Say what the health checks found, and do what ``run.on_collapse`` asks for."""
@@ -294,6 +336,12 @@ class SelfPlayTrainer:
         self._ahead.shutdown(cancel_futures=True)
         self.metrics_log.close()
         self.directory.close()
+
+
+def games_step(steps_done: int, steps: int) -> int:
+    """Step number of held-out games: none that training plays. Before training -1, after all steps their count, and
+    in between -1 - steps_done."""
+    return steps if steps_done == steps else BEFORE - steps_done
 
 
 def _largest(a: float, b: float) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_medical.errors import UserError
+from openrlhf_medical.game.players import Role
+from openrlhf_medical.yardstick import FROZEN
 
 if TYPE_CHECKING:
     from openrlhf_medical.config.run_config import RunConfig
@@ -22,6 +24,7 @@ def contradictions(config: RunConfig) -> Iterator[str]:
     yield from _deepspeed(config)
     yield from _workers(config)
     yield from _sharing(config)
+    yield from _held_out(config)
 
 
 def _idle_keys(config: RunConfig) -> Iterator[str]:
@@ -78,6 +81,9 @@ def _read_only_with(config: RunConfig) -> Iterator[tuple[tuple[str, ...], bool, 
         "train.sft_warmup_steps or train.sft_coef",
     )
     yield ("run.good_every",), config.run.on_collapse == "rollback", "run.on_collapse rollback"
+    yield ("run.eval_every", "run.eval_frozen"), config.run.eval_games > 0, "run.eval_games above 0"
+    yield ("run.best_metric",), config.run.eval_every > 0, "run.eval_every above 0"
+    yield ("run.early_stop_patience",), config.run.best_metric is not None, "run.best_metric"
     yield ("judge.probe_count", "judge.probe_alarm"), config.judge.probe_every > 0, "judge.probe_every above 0"
     yield ("roles.pool",), roles.met == "pool", "roles.opponent pool"
     yield ("roles.pool.share",), roles.met != "pool" or roles.train == "both", "roles.train both"
@@ -269,6 +275,22 @@ def _sharing(config: RunConfig) -> Iterator[str]:
             f"train.colocate_all needs as many GPUs for engines as for the policy, but vllm.num_engines * "
             f"vllm.tensor_parallel_size is {engine_gpus} and actor.num_nodes * actor.num_gpus_per_node is {gpus}"
         )
+
+
+def _held_out(config: RunConfig) -> Iterator[str]:
+    """What is measured while training."""
+    run, roles = config.run, config.roles
+    if run.eval_frozen and roles.train != "both" and roles.met in ("base", "checkpoint"):
+        yield (
+            f"run.eval_frozen: with roles.train {roles.train} and roles.opponent {roles.met} the held-out games "
+            "already meet a player that never changes: remove it"
+        )
+    name = run.best_metric or ""
+    if name.startswith(FROZEN) and not run.eval_frozen:
+        yield f"run.best_metric {name} is measured only with run.eval_frozen true"
+    role = next((role for role in Role if f"/{role}/" in name), None)
+    if role is not None and role not in config.trained_roles:
+        yield f"run.best_metric {name} is a figure of the {role}, which roles.train {roles.train} does not train"
 
 
 def check_hardware(config: RunConfig, has_gpu: bool) -> None:

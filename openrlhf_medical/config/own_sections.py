@@ -11,6 +11,7 @@ from openrlhf_medical.config.base import Count, NotNegative, Positive, Section, 
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.rewards import reward_table
 from openrlhf_medical.health import HealthLimits
+from openrlhf_medical.yardstick import check_metric
 
 SHARES_SUM_TOLERANCE = 1e-6
 
@@ -234,6 +235,21 @@ class Run(Section):
     eval_games: int = Field(
         default=64, ge=0, description="held-out games before the first and after the last step; 0 none"
     )
+    eval_every: int = Field(
+        default=0, ge=0, description="steps between held-out games during training; 0: before and after it alone"
+    )
+    eval_frozen: bool = Field(
+        default=False,
+        description="play held-out games against the model that training starts from, too, for each trained role; "
+        "without adapters it takes vllm.num_engines * vllm.tensor_parallel_size GPUs of its own",
+    )
+    best_metric: str | None = Field(
+        default=None,
+        description="held-out figure by which checkpoints/best is chosen, such as eval/assessor/balanced_accuracy",
+    )
+    early_stop_patience: int = Field(
+        default=0, ge=0, description="evaluations without a better run.best_metric after which training ends; 0 never"
+    )
     on_collapse: Literal["warn", "stop", "rollback"] = Field(
         default="warn",
         description="when a health check finds a collapse: say so, stop, or go back to the last good checkpoint",
@@ -247,6 +263,16 @@ class Run(Section):
     generate_timeout_s: Positive = Field(default=1800.0, description="deadline of one reply")
     update_timeout_s: Positive = Field(default=3600.0, description="deadline of one update of a policy")
     sync_timeout_s: Positive = Field(default=600.0, description="deadline of one weight sync")
+
+    @field_validator("best_metric")
+    @classmethod
+    def _is_measured(cls, name: str | None) -> str | None:
+        try:
+            if name is not None:
+                check_metric(name)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return name
 
     @property
     def folder(self) -> Path:

@@ -101,7 +101,7 @@ NOT_OFFERED: dict[str, NotOffered] = {
 
 OURS = (
     *("run.", "roles.", "game.", "judge.", "data.train", "data.sft", "data.val", "logger.wandb.key_file"),
-    *("rollout.schedule", "train.sft_", "ckpt.resume_steps"),
+    *("logger.wandb.offline", "rollout.schedule", "train.sft_", "ckpt.resume_steps"),
 )
 """Beginnings of keys that upstream does not have."""
 
@@ -150,7 +150,7 @@ def _settle(options: dict[str, Any], config: RunConfig) -> None:
     logger["tensorboard_dir"] = str(logger["tensorboard_dir"]) if logger["tensorboard_dir"] else None
     wandb["run_name"] = config.run.name
     wandb["key"] = _read_key(config)
-    del wandb["key_file"]
+    del wandb["key_file"], wandb["offline"]
 
 
 def _read_key(config: RunConfig) -> str | None:

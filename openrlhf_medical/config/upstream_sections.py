@@ -290,6 +290,10 @@ class Wandb(Section):
         default=None,
         description="file with the Weights & Biases key; null logs nothing there (ours, for logger.wandb.key)",
     )
+    offline: bool = Field(
+        default=False,
+        description="write to the run's folder without a key or a network; `wandb sync` sends it later (ours)",
+    )
     org: str | None = Field(default=None, description="entity")
     group: str | None = Field(default=None, description="group of runs")
     project: str = Field(default="openrlhf_medical", description="project (Upstream: openrlhf_train_ppo)")

@@ -134,6 +134,8 @@ class Game:
             "assessor": self.assessor.to_json() if self.assessor else None,
             "label": _label_json(self.label, self.game_idx) if self.label else None,
             "seed_id": self.seed.seed_id,
+            "vignette_id": self.seed.vignette_id,
+            "error_type": self.seed.error_type,
             "attack_idx": self.attack_idx,
             "assessment_idx": self.assessment_idx,
             "groups": {role.value: self.group(role) for role in Role},

@@ -27,9 +27,11 @@ from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.transport import Health
 from openrlhf_medical.rollout.fleet import Fleet
+from openrlhf_medical.rollout.frozen_matches import FrozenMatch
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.run_directory import RunDirectory
-from openrlhf_medical.trainer import SelfPlayTrainer, _largest
+from openrlhf_medical.trainer import SelfPlayTrainer, _largest, games_step
+from openrlhf_medical.yardstick import Yardstick
 
 NOTE = "A man has gout. He takes colchicine for it."
 CATEGORIES = [Category.ADVERSARIAL_BENIGN, Category.VANILLA_BENIGN]
@@ -360,3 +362,79 @@ def test_a_run_that_has_lost_its_engines_ends_with_what_was_seen(tmp_path):
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [0, 1], "the games of step 2 are nobody's"
     assert {row["supervision/engine_restarts"] for row in metrics} == {0.0}
+
+
+# ── Held-out games ──
+
+BY = "eval/assessor/accuracy"
+
+
+def run_with(folder, figures, *words, patience=0, matches=()):
+    """A run whose held-out figure after each number of steps is ``figures``' (or its games')."""
+    with FaultyJudge(good) as judge, JudgeClient([judge.url], timeout_s=5) as client:
+        trainer = trainer_of(folder, client, "--run.eval_games", "4", *words)
+        trainer.held_out, trainer.yardstick = Seeds(), Yardstick(1, BY, patience)
+        trainer.matches = [match(trainer) for match in matches]
+        note = trainer.yardstick.note
+        if figures:
+            trainer.yardstick.note = lambda done, found: note(done, found | {BY: figures[done]})
+        trainer.fit()
+        trainer.close()
+    return trainer
+
+
+def test_the_best_checkpoint_is_kept_and_training_ends_early(tmp_path):
+    trainer = run_with(tmp_path / "run", [0.5, 0.9, 0.2, 0.3, 1.0], patience=2)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert json.loads((checkpoints / "best" / "best.json").read_text()) == {
+        "steps_done": 1, "metric": BY, "value": 0.9,
+    }  # fmt: skip
+    assert (checkpoints / "best" / "shared" / "model.safetensors").exists() and (checkpoints / "final").exists()
+    assert not list(checkpoints.glob("best.*"))
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in metrics if "eval/assessor/accuracy" in row] == [-1, 1, 2, 3]
+    assert [row["step"] for row in metrics if "reward/assessor/mean" in row] == [0, 1, 2], "the fourth was not played"
+    games = rows(tmp_path / "run" / "games.jsonl")
+    keys = [(game["step"], game["game_idx"]) for game in games]
+    assert len(set(keys)) == len(keys), "a number stands for one game"
+    assert {step for step, _ in keys} == {-1, -2, -3, -4, 0, 1, 2}
+    assert len(trainer.learners[0].learned_from) == 3
+
+
+def test_the_last_evaluation_counts_and_is_made_once(tmp_path):
+    run_with(tmp_path / "run", [0.5, 0.1, 0.2, 0.3, 1.0])
+    best = json.loads((tmp_path / "run" / "checkpoints" / "best" / "best.json").read_text())
+    assert best["steps_done"] == STEPS
+    held_out = [game["step"] for game in rows(tmp_path / "run" / "games.jsonl") if game["step"] not in range(STEPS)]
+    assert held_out == [step for step in (-1, -2, -3, -4, STEPS) for _ in range(4)]
+
+
+def test_steps_of_held_out_games_are_no_training_steps():
+    assert [games_step(done, 4) for done in range(5)] == [-1, -2, -3, -4, 4]
+
+
+class Fooled(Player):
+    """Says Safe, whatever it reads."""
+
+    async def reply(self, prompt: Prompt, key: TurnKey) -> Reply:
+        said = await super().reply(prompt, key)
+        return Reply("t </think> <answer>Safe</answer>", frozen=True) if key.role is Role.ASSESSOR else said
+
+
+def test_games_against_the_start(tmp_path):
+    """The attacker meets a frozen assessor that it fools, while the live one sees through it."""
+
+    def match(trainer):
+        manager = MedicalDialogueGameManager(Player(), Fooled(), trainer.judge, GameRules())
+        return FrozenMatch(Role.ASSESSOR, manager, None, "", Fleet.none())
+
+    run_with(tmp_path / "run", None, matches=[match])
+    measured = [row for row in rows(tmp_path / "run" / "metrics.jsonl") if "eval/assessor/accuracy" in row]
+    assert len(measured) == STEPS + 1
+    for row in measured:
+        assert row["eval/attacker/success_rate"] == 0 and row["eval/frozen_assessor/attacker/success_rate"] == 1
+        assert not any("/assessor/" in name.removeprefix("eval/frozen_assessor") for name in row
+                       if name.startswith("eval/frozen_assessor"))  # fmt: skip
+    frozen = rows(tmp_path / "run" / "frozen_games.jsonl")
+    assert len(frozen) == 2 * (STEPS + 1), "only the seeds on which the attacker writes"
+    assert all(game["attacker"] for game in frozen)
