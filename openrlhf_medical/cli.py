@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from openrlhf_medical.cli_judge import serve_judge
+from openrlhf_medical.cli_report import report
 from openrlhf_medical.errors import RunError, UserError
 from openrlhf_medical.judge.audit.command_line import judge_audit
 
@@ -175,6 +176,7 @@ def train(
 
 
 app.command("judge-audit")(judge_audit)
+app.command("report")(report)
 
 
 @app.command("doctor")
