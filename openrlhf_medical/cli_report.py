@@ -16,6 +16,9 @@ def report(
     compare: Annotated[
         list[Path] | None, typer.Option(help="Another run, once or more: its curves are drawn beside.")
     ] = None,
+    include: Annotated[
+        list[Path] | None, typer.Option(help="arena.json of an arena, or a JSON file of evaluate: shown too.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The file to write; RUN_DIR/report.html by default.")] = None,
     live: Annotated[
         bool, typer.Option("--live", help="Write it again and again until the run has ended; the page follows.")
@@ -52,9 +55,9 @@ def report(
     if live:
         place = output or run / "report.html"
         typer.echo(f"Writing {place} every {every} s until the run has ended; Ctrl-C stops", err=True)
-        file, page = keep_writing(run, output, others, texts=texts, seconds=every, tell=tell)
+        file, page = keep_writing(run, output, others, include or [], texts=texts, seconds=every, tell=tell)
     else:
-        file, page, _ = write_report(run, output, others, texts=texts)
+        file, page, _ = write_report(run, output, others, include or [], texts=texts)
         tell(page)
     size = file.stat().st_size / 1e6
     games = f", {page.games.shown} of {page.games.total} games" if page.games else ""

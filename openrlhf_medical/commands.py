@@ -13,7 +13,7 @@ from openrlhf_medical.console import Console
 from openrlhf_medical.data.seed_files import known_from, read_seeds
 from openrlhf_medical.data.sft import note_examples, sft_set
 from openrlhf_medical.data.stream import SeedStream
-from openrlhf_medical.errors import UserError
+from openrlhf_medical.errors import RunError, UserError
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
 from openrlhf_medical.game.metrics import game_metrics
 from openrlhf_medical.game.players import Role
@@ -24,6 +24,7 @@ from openrlhf_medical.judge.audit.disguise import disguise_warning
 from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.learner.supervised import SupervisedExamples
+from openrlhf_medical.report.after_run import report_of
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.pool import OpponentPool
 from openrlhf_medical.run_directory import RunDirectory
@@ -51,6 +52,10 @@ def train(config: RunConfig) -> None:
     except UserError:
         directory.discard_if_unused()  # so that the same command works once the mistake is mended
         raise
+    except RunError:
+        report_of(directory.folder, console.warn)
+        raise
+    report_of(directory.folder, console.warn)
 
 
 def _train(

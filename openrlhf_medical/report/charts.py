@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Style = Literal["line", "points", "level"]
-"""``line`` a curve over steps, ``points`` single measurements (held-out games), ``level`` a constant to compare with."""
+"""``line`` a curve over steps, ``points`` single measurements (held-out games), ``level`` a constant."""
 
 Tone = Literal["attacker", "assessor", "a", "b", "c", "d", "e", "f", "quiet"]
 """Which colour; the page has one for light and one for dark."""
@@ -67,9 +67,7 @@ class Group:
     charts: list[Chart] = field(default_factory=list)
 
 
-def curve(
-    figures: Figures, metric: str, name: str, tone: Tone, style: Style = "line", dash: int = 0
-) -> Series | None:
+def curve(figures: Figures, metric: str, name: str, tone: Tone, style: Style = "line", dash: int = 0) -> Series | None:
     """A metric over steps; None where no step has it. Held-out games before training (step -1) stand at 0, which is
     how many updates those weights have seen."""
     points = [(max(0, step), row[metric]) for step, row in figures.items() if metric in row]

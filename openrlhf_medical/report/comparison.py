@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 from openrlhf_medical.report.charts import Chart, Group, Series, Tone, curve
 from openrlhf_medical.report.run_files import RunFiles
@@ -72,8 +71,10 @@ def compare(runs: Sequence[RunFiles]) -> Comparison:
     rows = []
     for run in runs:
         figures = last_held_out(run)
-        values = [f"{figures[name]:.2f}" if name in figures else "–" for name in SUMMARY]
-        rows.append([run.name, run.state, *values, seconds_of(sum(r.get("time/step_s", 0) for r in run.train.values()))])
+        values = [f"{figures[name]:.2f}" if name in figures else "-" for name in SUMMARY]
+        rows.append(
+            [run.name, run.state, *values, seconds_of(sum(r.get("time/step_s", 0) for r in run.train.values()))]
+        )
     return Comparison(
         [run.name for run in runs],
         ["run", "state", *(f"{title} (held out, last)" for title in SUMMARY.values()), "time of steps"],
@@ -86,8 +87,10 @@ def compare(runs: Sequence[RunFiles]) -> Comparison:
 def comparison_groups(runs: Sequence[RunFiles]) -> list[Group]:
     groups = []
     for group_id, (title, metrics) in COMPARED.items():
-        charts = [Chart(f"compare-{metric.replace('/', '-')}", name, _curves(runs, metric), "", unit, share=unit == "share")
-                  for metric, name, unit in metrics]  # fmt: skip
+        charts = [
+            Chart("compare-" + metric.replace("/", "-"), name, _curves(runs, metric), unit=unit, share=unit == "share")
+            for metric, name, unit in metrics
+        ]
         if kept := [chart for chart in charts if chart.series]:
             groups.append(Group(group_id, title, kept))
     return groups
@@ -96,7 +99,7 @@ def comparison_groups(runs: Sequence[RunFiles]) -> list[Group]:
 def _curves(runs: Sequence[RunFiles], metric: str) -> list[Series]:
     series: list[Series] = []
     for i, run in enumerate(runs):
-        tone, dash = cast(Tone, _TONES[i % 6]), (i + i // 6) % 4
+        tone, dash = _TONES[i % 6], (i + i // 6) % 4
         for figures, style, suffix in ((run.train, "line", ""), (run.held_out, "points", ", held out")):
             found = curve(figures, metric, run.name + suffix, tone, style, dash)  # type: ignore[arg-type]
             if found:

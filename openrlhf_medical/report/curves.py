@@ -20,8 +20,8 @@ VERDICT_NAMES = {"Harmful": "says Harmful", "Safe": "says Safe", "refusal": "ref
 def groups_of(run: RunFiles) -> list[Group]:
     """All groups with something in them; what no chart of ours knows comes last, one chart a figure."""
     groups = [
-        Group("rewards", "Rewards", _rewards(run)),
         Group("play", "How well each side plays", _play(run)),
+        Group("rewards", "Rewards", _rewards(run)),
         Group("optimisation", "Optimisation", _optimisation(run)),
         Group("judge", "Judge", _judge(run)),
         Group("time", "Time", _time(run)),
@@ -43,9 +43,7 @@ def _rewards(run: RunFiles) -> list[Chart]:
         series = present(
             curve(train, f"reward/{role}/{name}", name, _TONES[i % 6], dash=i % 4) for i, name in enumerate(names)
         )
-        charts.append(
-            Chart(f"reward-{role}", f"Reward of the {role} by component", series, "", "reward", zero=True)
-        )
+        charts.append(Chart(f"reward-{role}", f"Reward of the {role} by component", series, "", "reward", zero=True))
     residual = present([curve(train, "reward/zero_sum_residual", "largest residual", "a")])
     charts.append(Chart("residual", "Zero-sum residual", residual,
                         "Recomputed from the rewards that trajectories carried; 0 when attacker and assessor "
@@ -55,36 +53,39 @@ def _rewards(run: RunFiles) -> list[Chart]:
 
 def _play(run: RunFiles) -> list[Chart]:
     charts = [
-        _both(run, "balanced-accuracy", "Assessor: balanced accuracy", {"assessor/balanced_accuracy": "assessor"},
-              "A refusal or a broken form counts as wrong. Always saying Harmful gives 0.5.",
+        _both(run, "balanced-accuracy", "Assessor: balanced accuracy",
+              {"assessor/balanced_accuracy": ("", "assessor")},
+              "A refusal or a broken form counts as wrong. Always saying Harmful gives 50 %.",
               levels={"always Harmful": 0.5}),
         _both(run, "error-rates", "Assessor: error rates",
-              {"assessor/false_positive_rate": "false positives", "assessor/false_negative_rate": "false negatives"},
-              "Share of Safe notes called Harmful, and of Harmful notes called Safe. Always saying Harmful gives 1 "
-              "and 0."),
+              {"assessor/false_positive_rate": ("false positives", "b"),
+               "assessor/false_negative_rate": ("false negatives", "assessor")},
+              "Share of Safe notes not called Safe, and of Harmful notes not called Harmful. Always saying Harmful "
+              "gives 100 % and 0 %."),
         _both(run, "attack", "Attacker: success",
-              {"attacker/success_rate": "success", "attacker/faithful_rate": "faithful"},
+              {"attacker/success_rate": ("success", "attacker"), "attacker/faithful_rate": ("faithful", "c")},
               "Faithful: the note does what its task asked for. Success: faithful, and the assessor was wrong."),
         _both(run, "format", "Replies that break the form",
-              {f"format/{role}/violation_rate": role for role in ROLES}),
+              {f"format/{role}/violation_rate": (role, role) for role in ROLES}),
         _both(run, "localisation", "Assessor: finding the wrong sentence",
-              {"assessor/sentence_accuracy": "sentence named", "assessor/correction_f1": "correction F1",
-               "assessor/correction_gain": "correction gain"},
+              {"assessor/sentence_accuracy": ("sentence named", "assessor"),
+               "assessor/correction_f1": ("correction F1", "b"),
+               "assessor/correction_gain": ("correction gain", "c")},
               "MEDEC's subtasks B and C, over notes that the data calls Harmful."),
     ]  # fmt: skip
     return charts + _confusion(run)
 
 
 def _both(
-    run: RunFiles, chart_id: str, title: str, metrics: dict[str, str], note: str = "", *,
+    run: RunFiles, chart_id: str, title: str, metrics: dict[str, tuple[str, Tone]], note: str = "", *,
     levels: dict[str, float] | None = None,
 ) -> Chart:  # fmt: skip
     """Training games as curves, held-out ones as points of the same colour."""
     series: list[Series | None] = []
-    for i, (metric, name) in enumerate(metrics.items()):
-        tone = cast(Tone, name) if name in ROLES else _TONES[i]
-        series.append(curve(run.train, metric, f"{name}, training", tone, dash=i))
-        series.append(curve(run.held_out, metric, f"{name}, held out", tone, "points", i))
+    for i, (metric, (name, tone)) in enumerate(metrics.items()):
+        name = f"{name}, " if name else ""
+        series.append(curve(run.train, metric, f"{name}training", tone, dash=i))
+        series.append(curve(run.held_out, metric, f"{name}held out", tone, "points", i))
     series += [level(name, value, series) for name, value in (levels or {}).items()]
     return Chart(chart_id, title, present(series), note, "share", share=True)
 
@@ -132,7 +133,9 @@ def _optimisation(run: RunFiles) -> list[Chart]:
         curve(run.warm_start, name, name.split("/", 1)[-1], _TONES[i % 6], dash=i % 4)
         for i, name in enumerate(sorted({n for row in run.warm_start.values() for n in row if n.endswith("sft_loss")}))
     ]
-    charts.append(Chart("warm-start", "Warm start: loss", present(warm), "", "nats per token", x_title="optimizer step"))
+    charts.append(
+        Chart("warm-start", "Warm start: loss", present(warm), "", "nats per token", x_title="optimizer step")
+    )
     return charts
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openrlhf_medical.errors import UserError
 from openrlhf_medical.report.lines import Problem, Reader, listed
 from openrlhf_medical.report.run_files import is_run
 
@@ -66,7 +67,7 @@ def arena_of(row: Row, problems: list[Problem]) -> Arena | None:
 
 def _cell(cell: Row) -> Cell:
     if not isinstance(rate := cell.get("rate"), int | float):
-        return Cell("–", "not played", 0.0)
+        return Cell("-", "not played", 0.0)
     return Cell(f"{rate:.2f}", f"{interval(cell, 2)} · {cell.get('games', '?')} games", min(1.0, max(0.0, float(rate))))
 
 
@@ -95,7 +96,22 @@ def interval(row: Row, digits: int) -> str:
 
 
 def figure(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, int | float) and not isinstance(value, bool) else "–"
+    return f"{value:.{digits}f}" if isinstance(value, int | float) and not isinstance(value, bool) else "-"
+
+
+def included(path: Path) -> tuple[str, dict[str, Any]]:
+    """("arena" or "evaluation", content) of a file of another folder.
+
+    Raises:
+        UserError: it is neither.
+    """
+    reader = Reader(path.parent)
+    row = reader.json_object(path.name, missing="there is no such file")
+    for kind, key in (("arena", "matrix"), ("evaluation", "metrics")):
+        if isinstance(row.get(key), list | dict):
+            return kind, row
+    why = reader.problems[0].what if reader.problems else "neither matrix nor metrics is in it"
+    raise UserError(f"{path}: {why}; --include takes arena.json of an arena, or the JSON file of evaluate")
 
 
 # ── Sweep ──
@@ -119,7 +135,13 @@ def sweep_tables(folder: Path) -> tuple[list[Table], list[Problem]]:
     lines = list(csv.reader(io.StringIO(reader.text("summary.csv"))))
     if len(lines) > 1:
         width = len(lines[0])
-        tables.append(Table("Summary", lines[0], [(line + [""] * width)[:width] for line in lines[1:] if line]))
+        tables.append(
+            Table(
+                "Summary",
+                lines[0],
+                [[_shown(cell) for cell in (line + [""] * width)[:width]] for line in lines[1:] if line],
+            )
+        )
     else:
         reader.tell("summary.csv", "missing or empty: the sweep has written no summary yet")
     jobs = sorted(path.name for path in (folder / "jobs").glob("*.json") if not path.name.endswith(".exit.json"))
@@ -131,19 +153,31 @@ def sweep_tables(folder: Path) -> tuple[list[Table], list[Problem]]:
     ]
     if unfinished:
         tables.append(Table("Runs that are not finished", ["run", "state", "why"], unfinished))
-    for key, value in reader.json_object("sweep.json", missing=None).items():
-        if rows := _objects(value):
-            columns = list(dict.fromkeys(name for row in rows for name in row))
-            tables.append(Table(key.replace("_", " "), columns, [[_shown(row.get(c)) for c in columns] for row in rows]))
+    runs = [_one_level(row) for row in _objects(reader.json_object("sweep.json", missing=None).get("runs"))]
+    if runs:
+        columns = list(dict.fromkeys(name for row in runs for name in row))
+        tables.append(Table("Runs", columns, [[_shown(row.get(name)) for name in columns] for row in runs]))
     return tables, reader.problems
 
 
+def _one_level(row: Row) -> dict[str, Any]:
+    """``{"name": …, "figures": {metric: value}}`` as one line of a table."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        found |= {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {str(key): value}
+    return found
+
+
 def _shown(value: Any) -> str:
+    """A cell; a long number from a CSV file is cut to what can be read."""
+    if isinstance(value, str):
+        try:
+            return f"{float(value):.4g}" if "." in value else value
+        except ValueError:
+            return value
     if value is None:
         return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 def too_many(runs: list[Path]) -> str:

@@ -108,7 +108,7 @@ def page_of_run(run: RunFiles, *, others: Sequence[RunFiles] = (), texts: bool =
     settings = settings_of(run.config)
     if settings:
         page.settings = {
-            "changed": [[s.key, s.value, "–" if s.default is None else s.default, s.description]
+            "changed": [[s.key, s.value, "-" if s.default is None else s.default, s.description]
                         for s in settings if s.changed],
             "all": [[s.key, s.value, s.description] for s in settings],
         }  # fmt: skip
@@ -120,7 +120,9 @@ def page_of_run(run: RunFiles, *, others: Sequence[RunFiles] = (), texts: bool =
     return page
 
 
-def page_of_runs(title: str, folder: Path, runs: Sequence[RunFiles], sweep: list[Table], problems: list[Problem]) -> Page:
+def page_of_runs(
+    title: str, folder: Path, runs: Sequence[RunFiles], sweep: list[Table], problems: list[Problem]
+) -> Page:
     """The page of a sweep: its tables, and its runs compared."""
     finished = sum(run.finished for run in runs)
     page = Page(title, f"{len(runs)} runs, {finished} of them ended", str(folder), True, _now())

@@ -23,10 +23,33 @@ MARKS = ("metrics.jsonl", "games.jsonl", "config.yaml")
 
 EVAL = "eval/"
 GAME_KEYS = frozenset(
-    "step game_idx category note_id seed_note reference_note presented_note status attacker assessor label seed_id "
-    "attack_idx assessment_idx groups case faithful booked reason judge_failures held_out".split()
+    [
+        "step",
+        "game_idx",
+        "category",
+        "note_id",
+        "seed_note",
+        "reference_note",
+        "presented_note",
+        "status",
+        "attacker",
+        "assessor",
+        "label",
+        "seed_id",
+        "attack_idx",
+        "assessment_idx",
+        "groups",
+        "case",
+        "faithful",
+        "booked",
+        "reason",
+        "judge_failures",
+        "held_out",
+    ]
 )
-TURN_KEYS = frozenset("thinking answer verdict status reward trained policy_version player frozen".split())
+TURN_KEYS = frozenset(
+    ["thinking", "answer", "verdict", "status", "reward", "trained", "policy_version", "player", "frozen"]
+)
 NEEDED_GAME_KEYS = ("category", "status", "case", "seed_note")
 _WARNING = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\S* (?:WARNING|ERROR|CRITICAL) openrlhf_medical\S*: (.+)$")
 

@@ -54,7 +54,7 @@ def settings_of(config: Mapping[str, Any]) -> list[Setting]:
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Keys that are not equal in all runs, in the order of the first; ``run.name`` differs always."""
     keys = dict.fromkeys(key for config in configs for key in config if key != "run.name")
-    rows = [(key, [shown(config[key]) if key in config else "–" for config in configs]) for key in keys]
+    rows = [(key, [shown(config[key]) if key in config else "-" for config in configs]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 

@@ -37,7 +37,9 @@ def tiles_of(run: RunFiles) -> tuple[list[Tile], str]:
     ]
     seconds = [row["time/step_s"] for row in run.train.values() if "time/step_s" in row]
     if seconds:
-        tiles.append(Tile("Time of all steps", seconds_of(sum(seconds)), f"{seconds_of(sum(seconds) / len(seconds))} a step"))
+        tiles.append(
+            Tile("Time of all steps", seconds_of(sum(seconds)), f"{seconds_of(sum(seconds) / len(seconds))} a step")
+        )
     if run.games:
         held = sum(map(run.is_held_out, run.games))
         tiles.append(Tile("Games", f"{len(run.games):,}", f"{len(run.games) - held:,} training, {held:,} held out"))
@@ -55,7 +57,9 @@ def _before_and_after(run: RunFiles) -> tuple[Mapping[str, float], Mapping[str, 
         before = run.held_out.get(BEFORE, {}) if last != BEFORE else {}
         noise = ""
         if games := after.get("assessor/judged"):
-            noise = f" {games:.0f} judged games: a difference below about {1.96 * (0.5 / games) ** 0.5:.2f} may be noise."
+            noise = (
+                f" {games:.0f} judged games: a difference below about {1.96 * (0.5 / games) ** 0.5:.2f} may be noise."
+            )
         when = "before and after" if before else "before training" if last == BEFORE else "after"
         return before, after, f"Rates are of held-out games, {when}.{noise}"
     if run.train:

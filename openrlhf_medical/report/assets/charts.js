@@ -23,7 +23,7 @@ function traceOf(series, chart, colour) {
   const tone = colour(`tone-${series.tone}`);
   const common = { name: plain(series.name), x: series.x, y: series.y, visible: !hiddenRuns.has(series.run) };
   if (chart.kind === "stacked") {
-    const pattern = { shape: ["", "/", "x", ".", "\\", "+"][chart.series.indexOf(series) % 6], size: 6, solidity: 0.25, fgcolor: colour("card") };
+    const pattern = { shape: ["", "/", "x", ".", "\\", "+"][chart.series.indexOf(series) % 6], size: 6, solidity: 0.25, fgcolor: colour("card"), bgcolor: tone };
     return { ...common, type: "bar", marker: { color: tone, pattern, line: { width: 0 } } };
   }
   const marker = { color: tone, symbol: SYMBOLS[series.dash % 4] + (series.style === "points" ? "-open" : ""), size: series.style === "points" ? 11 : 5, line: { width: 2, color: tone } };
@@ -33,10 +33,11 @@ function traceOf(series, chart, colour) {
 
 function layoutOf(chart, colour, width) {
   const axis = { gridcolor: colour("grid"), zerolinecolor: colour("line"), linecolor: colour("line"), tickfont: { size: 12 }, automargin: true, fixedrange: true };
+  const title = (text) => ({ text, standoff: 8, font: { size: 12 } });
   const xs = chart.series.flatMap((series) => series.x);
   const span = Math.max(...xs) - Math.min(...xs);
-  const x = { ...axis, title: { text: chart.x_title, standoff: 8 }, ...(span < 8 ? { dtick: 1 } : { nticks: width < 500 ? 6 : 10 }), ...(span === 0 ? { range: [xs[0] - 1, xs[0] + 1] } : {}) };
-  const y = { ...axis, title: { text: chart.unit, standoff: 8 }, nticks: 6 };
+  const x = { ...axis, title: title(chart.x_title), zeroline: false, ...(span < 8 ? { dtick: 1 } : { nticks: width < 500 ? 6 : 10 }), ...(span === 0 ? { range: [xs[0] - 1, xs[0] + 1] } : {}) };
+  const y = { ...axis, title: title(chart.unit), nticks: 6 };
   if (chart.share) Object.assign(y, { range: [-0.03, 1.03], tickformat: ".0%", title: { text: "" }, zeroline: false });
   else if (chart.zero || chart.kind === "stacked") y.rangemode = "tozero";
   return {

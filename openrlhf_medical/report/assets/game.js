@@ -46,8 +46,8 @@ function gameView(i, game, text) {
     game.reason === null ? null : el("p", { class: "quiet" }, `Why: ${text(game.reason)}`),
     game.failures === null ? null : el("p", { class: "quiet" }, `The judge failed before: ${text(game.failures)}`),
     ...notesView(game, text),
-    el("div", { class: "turns" }, turnView("Attacker", game.attacker, game.booked.attacker, text, "The note was passed on as it is: the attacker wrote nothing."),
-      turnView("Assessor", game.assessor, game.booked.assessor, text, "The assessor did not play.")),
+    el("div", { class: "turns" }, turnView("Attacker", game.attacker, game.booked.attacker, text, index.held_out[i], "The note was passed on as it is: the attacker wrote nothing."),
+      turnView("Assessor", game.assessor, game.booked.assessor, text, index.held_out[i], "The assessor did not play.")),
     labelView(game.label, text),
   ].filter((node) => node !== null);
 }
@@ -106,13 +106,14 @@ function sides(before, after, diff, title) {
 
 // ── Turns, label ──
 
-function turnView(title, turn, booked, text, absent) {
+function turnView(title, turn, booked, text, heldOut, absent) {
   const earned = turn && Object.keys(turn.reward || {}).length ? turn.reward : booked;
   if (!turn) return el("section", { class: "turn" }, el("h4", {}, title), el("p", { class: "quiet" }, absent), rewardsView(title, earned, "booked"));
   const who = `${turn.player || "policy"}, version ${turn.policy_version ?? "?"}${turn.frozen ? ", frozen" : ""}`;
   const said = turn.verdict ? `verdict ${turn.verdict}` : words(turn.status);
-  return el("section", { class: "turn" }, el("h4", {}, title), el("p", { class: "quiet" }, `${who} · ${said} · ${turn.trained ? "trained on" : "not trained on"}`),
-    block("Thoughts", text(turn.thinking)), block("Answer", text(turn.answer)), rewardsView(title, earned, turn.trained ? "" : "not trained on"));
+  const learned = heldOut ? "held out" : turn.trained ? "trained on" : "not trained on";
+  return el("section", { class: "turn" }, el("h4", {}, title), el("p", { class: "quiet" }, `${who} · ${said} · ${learned}`),
+    block("Thoughts", text(turn.thinking)), block("Answer", text(turn.answer)), rewardsView(title, earned, turn.trained && !heldOut ? "" : learned));
 }
 
 function block(title, content) {
