@@ -69,9 +69,10 @@ class Console:
     ) -> None:
         self._bar.close()
         if self._log is not None:
-            for handler in self._log.handlers:
+            for handler in self._log.handlers[:]:
+                self._log.removeHandler(handler)
                 handler.close()
-            self._log, self._log.handlers = None, []
+            self._log = None
 
     def _keep_warnings(self) -> None:
         """What ``warn`` tells also goes to the log, in a form of its own (Ray gives other handlers another): the

@@ -53,8 +53,11 @@ class Reader:
                 if not whole:
                     garbled.append(number)
             elif number == len(lines):
-                self.tell(name, f"line {number}, the last, is cut off after {len(line)} bytes (the run was killed "
-                                f"while writing, or is writing still); {len(rows)} lines before it were read")  # fmt: skip
+                self.tell(
+                    name,
+                    f"line {number}, the last, is cut off after {len(line)} bytes (the run was killed while writing, "
+                    f"or is writing still); {len(rows)} lines before it were read",
+                )
             else:
                 broken.append(number)
         if broken:

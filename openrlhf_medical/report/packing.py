@@ -26,23 +26,10 @@ STRINGS_PER_PART = 2000
 BUDGET_BYTES = 20_000_000
 """Of all parts together, as they stand in the page: the file stays under 25 MB with the chart library (2 MB)."""
 
-_LABEL_FACTS = frozenset(
-    [
-        "source",
-        "status",
-        "actual_harm",
-        "error_present",
-        "error_detected",
-        "assessor_correct",
-        "error_realistic",
-        "note_valid",
-        "is_parsing_error",
-        "unassessable",
-        "kind",
-        "model",
-        "cached",
-    ]
-)
+_LABEL_FACTS = frozenset({
+    "source", "status", "actual_harm", "error_present", "error_detected", "assessor_correct", "error_realistic",
+    "note_valid", "is_parsing_error", "unassessable", "kind", "model", "cached",
+})  # fmt: skip
 """Fields of a label that hold no clinical text."""
 
 

@@ -22,34 +22,14 @@ MARKS = ("metrics.jsonl", "games.jsonl", "config.yaml")
 """A folder with one of these is a run."""
 
 EVAL = "eval/"
-GAME_KEYS = frozenset(
-    [
-        "step",
-        "game_idx",
-        "category",
-        "note_id",
-        "seed_note",
-        "reference_note",
-        "presented_note",
-        "status",
-        "attacker",
-        "assessor",
-        "label",
-        "seed_id",
-        "attack_idx",
-        "assessment_idx",
-        "groups",
-        "case",
-        "faithful",
-        "booked",
-        "reason",
-        "judge_failures",
-        "held_out",
-    ]
-)
-TURN_KEYS = frozenset(
-    ["thinking", "answer", "verdict", "status", "reward", "trained", "policy_version", "player", "frozen"]
-)
+GAME_KEYS = frozenset({
+    "step", "game_idx", "category", "note_id", "seed_note", "reference_note", "presented_note", "status", "attacker",
+    "assessor", "label", "seed_id", "attack_idx", "assessment_idx", "groups", "case", "faithful", "booked", "reason",
+    "judge_failures", "held_out",
+})  # fmt: skip
+TURN_KEYS = frozenset({
+    "thinking", "answer", "verdict", "status", "reward", "trained", "policy_version", "player", "frozen",
+})  # fmt: skip
 NEEDED_GAME_KEYS = ("category", "status", "case", "seed_note")
 _WARNING = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\S* (?:WARNING|ERROR|CRITICAL) openrlhf_medical\S*: (.+)$")
 
@@ -178,9 +158,9 @@ def _read_games(reader: Reader) -> list[Row]:
                 unknown[f"{role}.{key}"] += 1
         for key in NEEDED_GAME_KEYS:
             lacking[key] += key not in row
-        key = (step, game_idx, row.get("held_out"))
-        again += found.pop(key, None) is not None
-        found[key] = row
+        name = (step, game_idx, row.get("held_out"))
+        again += found.pop(name, None) is not None
+        found[name] = row
     if unkeyed:
         reader.tell("games.jsonl", f"{len(unkeyed)} lines have no step or game_idx "
                                    f"(line {listed(map(str, unkeyed))}): left out")  # fmt: skip
