@@ -183,7 +183,7 @@ def _plotly() -> tuple[str, str]:
     from plotly.offline import get_plotlyjs
 
     source = get_plotlyjs()
-    return base64.b64encode(gzip.compress(source.encode(), 9, mtime=0)).decode("ascii"), _hash(source)
+    return base64.b64encode(gzip.compress(source.encode(), mtime=0, compresslevel=6)).decode("ascii"), _hash(source)
 
 
 @functools.cache

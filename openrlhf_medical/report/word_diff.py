@@ -51,4 +51,5 @@ def _words(utf16: bytes) -> int:
 
 
 def _units(tokens: list[str]) -> int:
-    return sum(len(token) + sum(ord(letter) > 0xFFFF for letter in token) for token in tokens)
+    text = "".join(tokens)
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
