@@ -19,7 +19,7 @@ async function startGames() {
     wait = setTimeout(() => filter(), event.target.id === "filter-text" ? 250 : 0);
   });
   $("filters").addEventListener("submit", (event) => event.preventDefault());
-  $("reset").addEventListener("click", () => {
+  $("clear-filters").addEventListener("click", () => {
     $("filters").reset();
     for (const name of FILTERS) $(`filter-${name}`).value = "";
     filter();
