@@ -17,6 +17,7 @@ from openrlhf_medical.cli_arena import arena
 from openrlhf_medical.cli_diversity import diversity
 from openrlhf_medical.cli_evaluate import evaluate
 from openrlhf_medical.cli_judge import serve_judge
+from openrlhf_medical.cli_report import report
 from openrlhf_medical.cli_submit import submit
 from openrlhf_medical.cli_sweep import sweep_app
 from openrlhf_medical.errors import Interrupted, RunError, UserError
@@ -214,6 +215,7 @@ app.add_typer(sweep_app, name="sweep")
 app.command("evaluate", context_settings=_TAKES_DOTTED)(evaluate)
 app.command("arena", context_settings=_TAKES_DOTTED)(arena)
 app.command("diversity")(diversity)
+app.command("report")(report)
 
 
 @app.command("doctor")

@@ -24,6 +24,7 @@ from openrlhf_medical.judge.audit.disguise import disguise_warning
 from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.learner.supervised import SupervisedExamples
+from openrlhf_medical.report.after_run import report_of
 from openrlhf_medical.resuming import starting_point
 from openrlhf_medical.rollout.fleet import Fleets
 from openrlhf_medical.rollout.opponents import League
@@ -77,8 +78,12 @@ def _prepare_and_train(config: RunConfig, directory: RunDirectory, start: State 
     except UserError:
         directory.discard_if_unused()  # so that the same command works once the mistake is mended
         raise
+    except RunError:
+        report_of(directory.folder, console.warn)
+        raise
     finally:
         directory.release()
+    report_of(directory.folder, console.warn)
 
 
 def _train(

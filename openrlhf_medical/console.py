@@ -58,11 +58,13 @@ class Console:
         self._bar: tqdm = tqdm(disable=True)
         self._doing, self._games, self._games_done = "", 0, 0
         self._steps_done: int | None = None
-        self._told: set[str] = set()
+        self._told: dict[str, None] = {}
+        self._log: logging.Logger | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Console:
         send_noise_to(self._log_file)
+        self._keep_warnings()
         # Where nobody watches (a job's log file), a bar would be thousands of lines: one a step instead.
         self._bar = tqdm(total=self._steps, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
         return self
@@ -71,6 +73,21 @@ class Console:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+        if self._log is not None:
+            for handler in self._log.handlers[:]:
+                self._log.removeHandler(handler)
+                handler.close()
+            self._log = None
+
+    def _keep_warnings(self) -> None:
+        """What ``warn`` tells also goes to the log, in a form of its own (Ray gives other handlers another): the
+        report shows it."""
+        handler = logging.FileHandler(self._log_file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._log = logging.getLogger(__name__)
+        self._log.handlers, self._log.propagate = [handler], False
+        for message in self._told:  # those that were told before there was a log
+            self._log.warning(message)
 
     def phase(self, doing: str) -> None:
         """What the run is doing now."""
@@ -130,8 +147,10 @@ class Console:
         """Tell once; a repeated warning would bury the next one."""
         with self._lock:
             if message not in self._told:
-                self._told.add(message)
+                self._told[message] = None
                 self._say(f"warning: {message}")
+                if self._log is not None:
+                    self._log.warning(message)
 
     def summary(self, before: Mapping[str, float] | None, after: Mapping[str, float] | None, folder: Path) -> None:
         """The closing table: the same held-out seeds before and after, and what always saying Harmful gives."""
