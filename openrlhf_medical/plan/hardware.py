@@ -123,9 +123,7 @@ def visible(gpus: Sequence[tuple[str, str, Gpu]], environment: str | None) -> tu
     return tuple(chosen)
 
 
-def host_memory(
-    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup/memory.max")
-) -> int | None:
+def host_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
     """Bytes of memory of this machine, or of the container where that is less."""
     match = re.search(r"^MemTotal:\s+(\d+) kB", meminfo.read_text(), re.M) if meminfo.exists() else None
     if match is None:

@@ -5,8 +5,8 @@ weights        2 P; with ZeRO-3 2 P / N and the gathered part in use         ZeR
 gradients      2 T (ZeRO 0, 1), 2 T / N (2, 3); 4 where summed in fp32       the same; DeepSpeed ``grad_accum_dtype``
 optimizer      12 T / N: fp32 weights and Adam's two moments; 8 with Muon    the same (its K = 12); ZeRO 0: not / N
 step           4 T / N: DeepSpeed's fp32 copy of the gradients               ``stage_1_and_2.py: step``, ``stage3.py``
-activations    with checkpointing: 2 hidden per layer, and one layer whole   arXiv 2205.05198, section 4, counted for a
-               (queries, keys, values, both norms in fp32, 4 × MLP)          gated MLP and attention that keeps no matrix
+activations    with checkpointing: 2 hidden per layer, and one layer whole   arXiv 2205.05198, section 4, counted for
+               (queries, keys, values, both norms in fp32, 4 × MLP)          gated MLPs and fused attention
 logits         vocabulary × (fp32 logits, their gradient, its bf16 copy)     ``openrlhf.models.Actor.forward``
 cache          2 × layers × KV heads × head size × 2 bytes per token         arXiv 2309.06180, section 3
 =============  ============================================================  ===========================================

@@ -70,7 +70,8 @@ def needs_of(
         elif kind == "critic":
             workers[kind] = policy_need(shape, training, vocabulary=0)
         else:
-            workers[kind], sequences = engine_need(shape, serving_of(config, place, shape), gpu_bytes if has_gpus else None)
+            serving = serving_of(config, place, shape)
+            workers[kind], sequences = engine_need(shape, serving, gpu_bytes if has_gpus else None)
     return Needs(workers, sequences)
 
 

@@ -89,9 +89,8 @@ def make_plan(config: RunConfig, hardware: Hardware, shape: Callable[[str], Mode
 
 def _shapes(config: RunConfig, read: Callable[[str], ModelShape]) -> tuple[dict[str, ModelShape | None], list[str]]:
     """Of every model in the run by its name, and what is to be said about them."""
-    names = dict.fromkeys(
-        model for place in [*places_of(config), *warm_start_places(config)] for model in models_of(config, place).values()
-    )
+    places = [*places_of(config), *warm_start_places(config)]
+    names = dict.fromkeys(model for place in places for model in models_of(config, place).values())
     shapes: dict[str, ModelShape | None] = {}
     notes = []
     for name in names:

@@ -6,7 +6,6 @@ import io
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -282,5 +281,3 @@ def test_hardware_that_is_none_is_refused(text: str) -> None:
 def test_a_judge_cannot_have_every_gpu() -> None:
     with pytest.raises(UserError, match="leaves nothing"):
         written("1x48GB", judge_gpus=1)
-
-
