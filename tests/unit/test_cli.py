@@ -289,9 +289,7 @@ def test_doctor_ends_with_1_exactly_when_something_fails(monkeypatch: pytest.Mon
     warn = Finding("a", Status.WARN, "b", "c")
     monkeypatch.setattr(doctor, "diagnose", lambda judge_urls, model: [warn])
     assert run("doctor").exit_code == 0
-    monkeypatch.setattr(
-        doctor, "diagnose", lambda judge_urls, model: [warn, Finding("d", Status.FAIL, "e", "f")]
-    )
+    monkeypatch.setattr(doctor, "diagnose", lambda judge_urls, model: [warn, Finding("d", Status.FAIL, "e", "f")])
     result = run("doctor", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["status"] == "fail"

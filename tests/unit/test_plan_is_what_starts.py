@@ -116,3 +116,19 @@ def test_adapter_ranks_of_the_plan_are_the_engines() -> None:
     from openrlhf_medical.rollout import engines
 
     assert needs.ENGINE_RANKS == engines.ENGINE_RANKS
+
+
+def test_numbers_of_an_engine_without_a_gpu_are_as_wide_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from openrlhf_medical import devices
+    from openrlhf_medical.bf16_linear import has_fast_bf16
+    from openrlhf_medical.plan.hardware import cpu_has_fast_bf16
+    from openrlhf_medical.plan.needs import serving_of
+    from openrlhf_medical.plan.shapes import shape_of
+
+    assert cpu_has_fast_bf16() == has_fast_bf16()
+    monkeypatch.setattr(devices, "has_gpu", lambda: False)
+    config, shape = config_of(""), shape_of("HuggingFaceTB/SmolLM2-135M")
+    arguments = devices.engine_arguments(0)
+    serving = serving_of(config, layout.places_of(config)[-1], shape)
+    assert serving.cpu_cache == arguments["kv_cache_memory_bytes"]
+    assert serving.cpu_bytes == (4 if arguments.get("dtype") == "float32" else 2)
