@@ -9,7 +9,6 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from openrlhf_medical.doctor.findings import Finding, Status
 from openrlhf_medical.errors import UserError
@@ -17,13 +16,12 @@ from openrlhf_medical.judge import hub
 from openrlhf_medical.judge.replicas import checked_url
 from openrlhf_medical.judge.spec import DEFAULT_MODEL
 from openrlhf_medical.judge.transport import Transport
+from openrlhf_medical.ray_address import CURRENT_CLUSTER, address_of, answers, noted
 
 LOOPBACK = ("127.0.0.1", "localhost")
 PORTS = {6379: "Ray's head (ray start --head)", 8265: "Ray's dashboard and job server", 10001: "Ray's client server",
          8000: "serve-judge"}  # fmt: skip
 """Ports that are taken unless another is given, and by whom."""
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
-"""Where ``ray start`` notes the address that RAY_ADDRESS=auto stands for."""
 ANSWER_TIMEOUT_S = 5.0
 SLURM = ("sbatch", "srun", "scontrol")
 
@@ -65,28 +63,17 @@ def ports(is_free: Callable[[int], bool] = port_is_free) -> Finding:
 
 def ray_cluster(environment: Mapping[str, str] = os.environ, current: Path = CURRENT_CLUSTER) -> Finding:
     """Whether the cluster that RAY_ADDRESS names answers; where it is not set, runs start a Ray of their own."""
-    named = environment.get("RAY_ADDRESS", "")
-    local = current.read_text().strip() if current.exists() else ""
+    named, local = environment.get("RAY_ADDRESS", ""), noted(current)
     if not named:
         if local and answers(local):
             found = f"RAY_ADDRESS not set; a cluster is at {local}"
             return Finding("ray", Status.OK, f"{found} (export RAY_ADDRESS={local} to run there)")
         return Finding("ray", Status.OK, "RAY_ADDRESS not set: a run starts its own Ray on this machine")
-    address = local if named == "auto" else named
+    address = address_of(environment, current)
     if address and answers(address):
         return Finding("ray", Status.OK, f"{named} answers")
     advice = "start it (ray start --head), correct RAY_ADDRESS (HOST:PORT of the head), or unset it to run here"
     return Finding("ray", Status.FAIL, f"RAY_ADDRESS={named}: nothing answers", advice)
-
-
-def answers(address: str, timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
-    """Whether somebody listens at ``HOST:PORT``, with or without a scheme."""
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
-    try:
-        with socket.create_connection((parts.hostname, parts.port or 6379), timeout=timeout_s):
-            return True
-    except (OSError, ValueError):
-        return False
 
 
 def slurm(which: Callable[[str], str | None] = shutil.which) -> Finding:

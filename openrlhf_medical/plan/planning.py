@@ -243,7 +243,12 @@ def _host_memory(config: RunConfig, hardware: Hardware, rows: list[Row], pupils:
         return [Check(what, gib(needed), "not known", UNKNOWN)]
     less = needed * (1 - HOST_ERROR)
     verdict = SHORT if less > node.host_bytes else TIGHT if needed > node.host_bytes else FITS
-    keys = ("roles.policy (shared or adapters)", "train.micro_batch_size", "data.max_len", "algo.kl.init_coef 0")
+    keys: tuple[str, ...] = (
+        "roles.policy (shared or adapters)",
+        "train.micro_batch_size",
+        "data.max_len",
+        "algo.kl.init_coef 0",
+    )
     if hardware.has_gpus:
         keys = ("ds.zero_stage", "ds.adam_offload", "actor.num_gpus_per_node")
     return [Check(what, f"about {gib(needed)}", f"{gib(node.host_bytes)} there", verdict, keys)]
