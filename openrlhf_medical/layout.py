@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -142,12 +143,12 @@ def places_of(config: RunConfig) -> list[Place]:
     )
     for policies in bases_of(config):
         title, trained = "+".join(policies), len(policies) if config.ds.lora.rank else 0
-        held = {"trained_adapters": trained, "played_adapters": adapters_at_once(config, policies)}
+        own = functools.partial(Place, trained_adapters=trained, played_adapters=adapters_at_once(config, policies))
         together = ("policy", *(kind for kind, there, bundles in kinds if there and not bundles))
-        places.append(Place(f"policy {title}", layout.policy, together, **held))
+        places.append(own(f"policy {title}", layout.policy, together))
         for kind, _, bundles in kinds:
             if bundles:
-                places.append(Place(f"{kind}{'s' * (kind == 'engine')} of {title}", bundles, (kind,), **held))
+                places.append(own(f"{kind}{'s' * (kind == 'engine')} of {title}", bundles, (kind,)))
     each = config.vllm.num_engines * config.vllm.tensor_parallel_size
     frozen = [role for role in frozen_roles(config) if not plays_as_adapter(config, role)]
     return places + [Place(f"the frozen {role}", each, ("engine",), frozen=True) for role in frozen]

@@ -10,6 +10,7 @@ from openrlhf_medical.errors import UserError
 from openrlhf_medical.layout import bundles_needed
 from openrlhf_medical.plan import hardware, render
 from openrlhf_medical.plan.planning import make_plan
+from openrlhf_medical.ray_address import address_of, answers
 
 if TYPE_CHECKING:
     from openrlhf_medical.config import RunConfig
@@ -28,7 +29,12 @@ def plan_of(config: RunConfig, on: str | None, judge_gpus: int = 0) -> Plan:
         return make_plan(config, hardware.written(on, judge_gpus))
     if judge_gpus:
         raise UserError("--judge-gpus goes with --on: of real hardware Ray and CUDA_VISIBLE_DEVICES say what is left")
-    if os.environ.get("RAY_ADDRESS"):
+    if named := os.environ.get("RAY_ADDRESS"):
+        if not answers(address_of()):  # Ray itself would try for a minute
+            raise UserError(
+                f"RAY_ADDRESS is {named}, where nothing answers: start the cluster (ray start --head), correct the "
+                "address (HOST:PORT of its head), or unset it to run on this machine"
+            )
         from openrlhf_medical.plan.ray_hardware import cluster_hardware
 
         return make_plan(config, cluster_hardware())

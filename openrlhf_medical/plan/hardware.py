@@ -130,3 +130,8 @@ def host_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys
         return None
     total, limit = int(match[1]) << 10, cgroup.read_text().strip() if cgroup.exists() else "max"
     return min(total, int(limit)) if limit.isdigit() else total
+
+
+def cpu_has_fast_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """As ``bf16_linear.has_fast_bf16`` has it of torch, without importing it: AVX-512 with its usual extensions."""
+    return cpuinfo.exists() and {"avx512bw", "avx512vl", "avx512dq"} <= set(cpuinfo.read_text().split())

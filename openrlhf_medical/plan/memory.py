@@ -5,8 +5,8 @@ weights        2 P; with ZeRO-3 2 P / N and the gathered part in use         ZeR
 gradients      2 T (ZeRO 0, 1), 2 T / N (2, 3); 4 where summed in fp32       the same; DeepSpeed ``grad_accum_dtype``
 optimizer      12 T / N: fp32 weights and Adam's two moments; 8 with Muon    the same (its K = 12); ZeRO 0: not / N
 step           4 T / N: DeepSpeed's fp32 copy of the gradients               ``stage_1_and_2.py: step``, ``stage3.py``
-activations    with checkpointing: 2 hidden per layer, and one layer whole   arXiv 2205.05198, section 4, counted for a
-               (queries, keys, values, both norms in fp32, 4 × MLP)          gated MLP and attention that keeps no matrix
+activations    with checkpointing: 2 hidden per layer, and one layer whole   arXiv 2205.05198, section 4, counted for
+               (queries, keys, values, both norms in fp32, 4 × MLP)          gated MLPs and fused attention
 logits         vocabulary × (fp32 logits, their gradient, its bf16 copy)     ``openrlhf.models.Actor.forward``
 cache          2 × layers × KV heads × head size × 2 bytes per token         arXiv 2309.06180, section 3
 =============  ============================================================  ===========================================
@@ -196,6 +196,8 @@ class Serving:
     """Largest packet of a weight sync."""
     cpu_cache: int = 0
     """Bytes of cache of an engine without a GPU."""
+    cpu_bytes: int = BF16
+    """Of a number in such an engine: fp32 where the CPU has no fast bf16."""
 
 
 def cache_bytes_per_token(shape: ModelShape, tensor_parallel_size: int = 1) -> int:
@@ -217,9 +219,11 @@ def engine_need(shape: ModelShape, serving: Serving, gpu_bytes: int | None) -> t
     passes = hidden + ENGINE_SEQUENCES * shape.vocabulary * 3 * FP32  # logits, log-probabilities, the sampler's copy
     per_sequence = cache_bytes_per_token(shape, parallel) * serving.max_len
     if gpu_bytes is None:
+        wider = serving.cpu_bytes // BF16
         packed = BF16 * shape.embedding if shape.tied else 0  # vLLM on the CPU keeps a packed copy of a tied head
-        device = {"weights": weights + packed, "passes": passes, "cache": serving.cpu_cache, "process": HOST_ENGINE}
-        return Need(device), serving.cpu_cache // per_sequence
+        device = {"weights": wider * (weights + packed), "passes": passes, "cache": serving.cpu_cache,
+                  "process": HOST_ENGINE}  # fmt: skip
+        return Need(device), serving.cpu_cache // (wider * per_sequence)
     cache = int(serving.share * gpu_bytes) - weights - passes - CUDA_PROCESS
     # Outside of its share: graphs, and two packets of a sync, one being loaded while the next arrives.
     outside = (0 if serving.eager else CUDA_GRAPHS) + 2 * serving.sync_bytes

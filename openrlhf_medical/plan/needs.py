@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from openrlhf_medical import devices
 from openrlhf_medical.layout import WEIGHT_BUCKET_BYTES, Place
+from openrlhf_medical.plan.hardware import cpu_has_fast_bf16
 from openrlhf_medical.plan.memory import (
     BF16,
     FP32,
@@ -70,9 +71,8 @@ def needs_of(
         elif kind == "critic":
             workers[kind] = policy_need(shape, training, vocabulary=0)
         else:
-            workers[kind], sequences = engine_need(
-                shape, serving_of(config, place, shape), gpu_bytes if has_gpus else None
-            )
+            serving = serving_of(config, place, shape)
+            workers[kind], sequences = engine_need(shape, serving, gpu_bytes if has_gpus else None)
     return Needs(workers, sequences)
 
 
@@ -107,6 +107,7 @@ def training_of(config: RunConfig, place: Place, *, on_gpu: bool) -> Training:
 
 def serving_of(config: RunConfig, place: Place, shape: ModelShape) -> Serving:
     vllm, rank = config.vllm, config.ds.lora.rank
+    wide = BF16 if cpu_has_fast_bf16() else FP32
     least = cache_bytes_per_token(shape) * config.data.max_len
     return Serving(
         max_len=config.data.max_len,
@@ -117,5 +118,6 @@ def serving_of(config: RunConfig, place: Place, shape: ModelShape) -> Serving:
         eager=vllm.enforce_eager,
         # Adapters travel as files. The largest tensor is the embedding.
         sync_bytes=0 if place.trained_adapters else max(WEIGHT_BUCKET_BYTES, BF16 * shape.embedding),
-        cpu_cache=max(devices.KV_CACHE_BYTES_CPU, least),
+        cpu_cache=max(devices.KV_CACHE_BYTES_CPU, least * wide // BF16),
+        cpu_bytes=wide,
     )

@@ -23,8 +23,11 @@ GPU_ERROR = GIB
 """Of each worker on a GPU: what contexts and graphs are said to take was not measured. Short is only what would be
 without it; the rest is tight."""
 HOST_ERROR = 0.25
-"""Without a GPU everything is host memory, estimated for the longest samples: only what would not fit even if it
-were less by this share is refused."""
+"""Without a GPU everything is host memory, estimated with round figures: only what would not fit even if it were less
+by this share is refused."""
+LONGEST_ERROR = 0.75
+"""Nor is what would fit if passes took less by this share: they are counted for samples of data.max_len tokens, which
+may never come, and a machine without a GPU is for short ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +92,8 @@ def make_plan(config: RunConfig, hardware: Hardware, shape: Callable[[str], Mode
 
 def _shapes(config: RunConfig, read: Callable[[str], ModelShape]) -> tuple[dict[str, ModelShape | None], list[str]]:
     """Of every model in the run by its name, and what is to be said about them."""
-    names = dict.fromkeys(
-        model
-        for place in [*places_of(config), *warm_start_places(config)]
-        for model in models_of(config, place).values()
-    )
+    places = [*places_of(config), *warm_start_places(config)]
+    names = dict.fromkeys(model for place in places for model in models_of(config, place).values())
     shapes: dict[str, ModelShape | None] = {}
     notes = []
     for name in names:
@@ -232,21 +232,27 @@ def _host_memory(config: RunConfig, hardware: Hardware, rows: list[Row], pupils:
     """The machine that is fullest for what it has."""
     if any(row.needs is None for row in rows):
         return [Check("host memory", "not known", "", UNKNOWN)]
-    fullest: tuple[float, int, Node] | None = None
+    fullest: tuple[float, int, int, Node] | None = None
     for group in (rows, pupils):
         for i, node in enumerate(hardware.nodes):
             needed = sum(row.nodes[i] * _host_bytes(row, hardware) for row in group if row.nodes) + HOST_REST
+            passes = sum(row.nodes[i] * _passes(row, hardware) for row in group if row.nodes)
             share = needed / node.host_bytes if node.host_bytes else float(needed)
             if fullest is None or share > fullest[0]:
-                fullest = (share, needed, node)
+                fullest = (share, needed, passes, node)
     assert fullest is not None
-    _, needed, node = fullest
+    _, needed, passes, node = fullest
     what = f"host memory, {node.name}" if len(hardware.nodes) > 1 else "host memory"
     if node.host_bytes is None:
         return [Check(what, gib(needed), "not known", UNKNOWN)]
-    less = needed * (1 - HOST_ERROR)
+    less = min(needed * (1 - HOST_ERROR), needed - passes * LONGEST_ERROR)
     verdict = SHORT if less > node.host_bytes else TIGHT if needed > node.host_bytes else FITS
-    keys = ("roles.policy (shared or adapters)", "train.micro_batch_size", "data.max_len", "algo.kl.init_coef 0")
+    keys: tuple[str, ...] = (
+        "roles.policy (shared or adapters)",
+        "train.micro_batch_size",
+        "data.max_len",
+        "algo.kl.init_coef 0",
+    )
     if hardware.has_gpus:
         keys = ("ds.zero_stage", "ds.adam_offload", "actor.num_gpus_per_node")
     return [Check(what, f"about {gib(needed)}", f"{gib(node.host_bytes)} there", verdict, keys)]
@@ -255,6 +261,12 @@ def _host_memory(config: RunConfig, hardware: Hardware, rows: list[Row], pupils:
 def _host_bytes(row: Row, hardware: Hardware) -> int:
     assert row.needs is not None
     return row.needs.host_bytes + (0 if hardware.has_gpus else row.needs.device_bytes)
+
+
+def _passes(row: Row, hardware: Hardware) -> int:
+    """Of the host memory on one of its bundles, what passes take."""
+    assert row.needs is not None
+    return 0 if hardware.has_gpus else sum(need.device.get("passes", 0) for need in row.needs.workers.values())
 
 
 def _spanning(config: RunConfig, rows: list[Row]) -> list[str]:

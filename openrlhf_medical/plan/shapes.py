@@ -92,9 +92,7 @@ def shape_of(model: str) -> ModelShape:
             return shape_from(KNOWN_MODELS[model], source="its published configuration")
         found = _cached(model)
         if found is None:
-            raise UnknownShape(
-                f"{model} is neither on this machine nor known by name: its dimensions are in its folder"
-            )
+            raise UnknownShape(f"{model} is neither on this machine nor known by name: its folder has its dimensions")
         folder = found
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

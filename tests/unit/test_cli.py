@@ -308,13 +308,12 @@ def test_prepare_data_hands_on_its_options(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_doctor_ends_with_1_exactly_when_something_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     from openrlhf_medical import doctor
+    from openrlhf_medical.doctor.findings import Finding, Status
 
-    warn = doctor.Finding("a", doctor.Status.WARN, "b", "c")
+    warn = Finding("a", Status.WARN, "b", "c")
     monkeypatch.setattr(doctor, "diagnose", lambda judge_urls, model: [warn])
     assert run("doctor").exit_code == 0
-    monkeypatch.setattr(
-        doctor, "diagnose", lambda judge_urls, model: [warn, doctor.Finding("d", doctor.Status.FAIL, "e", "f")]
-    )
+    monkeypatch.setattr(doctor, "diagnose", lambda judge_urls, model: [warn, Finding("d", Status.FAIL, "e", "f")])
     result = run("doctor", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["status"] == "fail"

@@ -38,7 +38,7 @@ CHANGES: dict[str, set[str]] = {
 # Files that a script or a benchmark runs, so that their headers give no command.
 NO_COMMAND = {"quickstart": "launch/quickstart.sh", "learn_cpu": "benchmarks/", "tiny": "tests"}
 
-GPU_ONLY = dict.fromkeys(("selfplay_8b_multinode", "selfplay_8b_single_node"), {"ds.packing_samples"})
+GPU_ONLY = {name: {"ds.packing_samples"} for name in ("selfplay_8b_multinode", "selfplay_8b_single_node")}
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

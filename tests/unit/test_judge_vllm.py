@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from openrlhf_medical import devices, doctor
+from openrlhf_medical import devices
+from openrlhf_medical.doctor import services
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.judge import hub
 from openrlhf_medical.judge.build import make_backend
@@ -271,6 +272,6 @@ def test_the_doctor_says_what_a_gated_judge_would_need(monkeypatch: pytest.Monke
     for folder, token, status in (("/x", False, "ok"), (None, True, "ok"), (None, False, "warn")):
         monkeypatch.setattr(hub, "downloaded", lambda model, folder=folder: folder)
         monkeypatch.setattr(hub, "has_token", lambda token=token: token)
-        finding = doctor.judge_model(None)
+        finding = services.judge_model(None)
         assert finding.status == status and DEFAULT_MODEL in finding.found + finding.advice
     assert "is gated" in finding.advice and "HF_TOKEN" in finding.advice

@@ -64,6 +64,18 @@ def test_ablations_fit_the_gpus_of_their_headers(path: Path) -> None:
     assert not plan.problems()
 
 
+def test_what_is_only_large_for_samples_that_may_never_come_is_not_refused() -> None:
+    """The tiny model's logits for four samples of data.max_len tokens are most of what it would need."""
+    config = load_config(CONFIGS / "tiny.yaml")
+    node = Node("m", (Gpu(None),) * 6, cpus=6, host_bytes=12 * GIB)
+    [host] = [
+        check
+        for check in make_plan(config, Hardware((node,), "m", has_gpus=False), made_here).checks
+        if check.what == "host memory"
+    ]
+    assert host.verdict == TIGHT
+
+
 @pytest.mark.parametrize("path", ON_A_CPU, ids=lambda path: path.stem)
 def test_configurations_of_a_laptop_fit_16_gib_without_a_gpu(path: Path) -> None:
     config = load_config(path)

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from openrlhf_medical.config import load_config
+from openrlhf_medical.plan import needs
+from openrlhf_medical.plan.hardware import Gpu, Hardware, Node
 from openrlhf_medical.plan.known_models import KNOWN_MODELS
 from openrlhf_medical.plan.memory import (
     BF16,
@@ -26,8 +29,11 @@ from openrlhf_medical.plan.memory import (
     policy_need,
     reference_need,
 )
+from openrlhf_medical.plan.planning import HOST_ERROR, make_plan
 from openrlhf_medical.plan.shapes import UnknownShape, count_parameters, shape_from, shape_of
 
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+ADAPTERS = ["--roles.policy", "adapters", "--ds.lora.rank", "16"]
 SMALL = {
     "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
     "intermediate_size": 16, "vocab_size": 100, "tie_word_embeddings": True,
@@ -183,3 +189,19 @@ def test_cache_of_an_engine() -> None:
 
 def test_a_process_on_a_gpu_costs_its_context() -> None:
     assert policy_need(shape_from(SMALL), TRAINING).device["process"] == CUDA_PROCESS
+
+
+@pytest.mark.parametrize(
+    ("words", "measured_gib"), [(["--roles.policy", "separate"], 14.71), (ADAPTERS, 6.04)], ids=["separate", "adapters"]
+)
+def test_estimates_without_a_gpu_are_within_their_error_of_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], measured_gib: float
+) -> None:
+    """benchmarks/results/memory.md: the quickstart on a CPU, peak of all processes together, with notes much shorter
+    than the data.max_len that the estimate is for, and engines that held bf16."""
+    monkeypatch.setattr(needs, "cpu_has_fast_bf16", lambda: True)
+    config = load_config(QUICKSTART, ["--actor.model_name_or_path", "HuggingFaceTB/SmolLM2-135M", *words])
+    here = Hardware((Node("m", (Gpu(None),) * 8, cpus=8, host_bytes=64 * GIB),), "m", has_gpus=False)
+    [host] = [check for check in make_plan(config, here).checks if check.what == "host memory"]
+    estimated = float(host.needed.split()[1])
+    assert abs(estimated / measured_gib - 1) < HOST_ERROR

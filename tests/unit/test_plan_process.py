@@ -45,10 +45,10 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def run(*words: str | Path) -> tuple[subprocess.CompletedProcess[str], float]:
+def run(*words: str | Path, **more: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """The finished process, and the CPU seconds that it took: others' load on the machine counts for nothing."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | more
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *map(str, words)], capture_output=True, text=True, timeout=60, env=environment
     )
@@ -82,6 +82,14 @@ def test_what_fits_elsewhere_is_said_without_its_data_being_here() -> None:
     assert done.returncode == 0, done.stderr
     assert "ok: keys and plan fit together" in done.stderr
     assert done.stdout.startswith("run:"), "what is on stdout can be loaded"
+    assert seconds < SECONDS
+
+
+def test_a_cluster_that_is_not_there_is_refused_before_ray_is_asked(config: Path) -> None:
+    done, seconds = run("train", "--config", config, RAY_ADDRESS="127.0.0.1:1")
+    error, heavy = done.stderr.splitlines()
+    assert (done.returncode, heavy) == (2, "heavy: []")
+    assert error.startswith("error: RAY_ADDRESS is 127.0.0.1:1, where nothing answers")
     assert seconds < SECONDS
 
 
