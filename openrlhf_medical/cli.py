@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from openrlhf_medical import cli_submit
 from openrlhf_medical.cli_judge import serve_judge
-from openrlhf_medical.cli_submit import submit
 from openrlhf_medical.errors import RunError, UserError
 from openrlhf_medical.judge.audit.command_line import judge_audit
 
@@ -175,7 +175,7 @@ def train(
     commands.train(settings)
 
 
-app.command("submit", context_settings=_TAKES_DOTTED)(submit)
+app.command("submit", context_settings=_TAKES_DOTTED)(cli_submit.submit)
 app.command("judge-audit")(judge_audit)
 
 
