@@ -31,8 +31,8 @@ def head():
     log = (folder / "start.log").open("wb")
     process = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0", f"--temp-dir={folder}",
-         f"--dashboard-port={port}",
-         f"--ray-client-server-port={client_port}", "--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0",
+         f"--dashboard-port={port}", f"--ray-client-server-port={client_port}", "--dashboard-agent-listen-port=0",
+         "--min-worker-port=0", "--max-worker-port=0",
          "--num-gpus=4", "--num-cpus=8", "--disable-usage-stats"],
         stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/",
     )  # fmt: skip
