@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from openrlhf_medical import cli_submit
 from openrlhf_medical.cli_arena import arena
 from openrlhf_medical.cli_diversity import diversity
 from openrlhf_medical.cli_evaluate import evaluate
 from openrlhf_medical.cli_judge import serve_judge
 from openrlhf_medical.cli_report import report
-from openrlhf_medical.cli_submit import submit
 from openrlhf_medical.cli_sweep import sweep_app
 from openrlhf_medical.errors import Interrupted, RunError, UserError
 from openrlhf_medical.judge.audit.command_line import judge_audit
@@ -207,7 +207,7 @@ def train(
     commands.train(settings, resume)
 
 
-app.command("submit", context_settings=_TAKES_DOTTED)(submit)
+app.command("submit", context_settings=_TAKES_DOTTED)(cli_submit.submit)
 app.command("judge-audit")(judge_audit)
 app.add_typer(sweep_app, name="sweep")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ _POLL_S = 1.0
 
 
 def start_command(
-    temp_dir: Path, address: str | None, environment: Mapping[str, str], *, has_gpu: bool, cores: int
+    temp_dir: Path, address: str | None, environment: Mapping[str, str], *, has_gpu: bool, cores: int, client_port: int
 ) -> list[str]:
     """Words of ``ray start`` for a node of a Slurm allocation (SLURM_CPUS_ON_NODE), or of none.
 
@@ -38,7 +39,9 @@ def start_command(
     resources = [f"--num-cpus={cpus}"]
     if not has_gpu:  # each place asks for a CPU as well
         resources = [f"--num-cpus={max(cpus, PLACES_WITHOUT_GPU)}", f"--num-gpus={PLACES_WITHOUT_GPU}"]
-    role = [f"--address={address}"] if address else ["--head", "--port=0", "--include-dashboard=false"]
+    # A head always serves Ray's clients, and gives up where it cannot: the one port that may not be 0.
+    head = ["--head", "--port=0", "--include-dashboard=false", f"--ray-client-server-port={client_port}"]
+    role = [f"--address={address}"] if address else head
     # 0: whatever is free. The ranges and numbers that Ray has by default are the same for everybody on a machine.
     ports = [f"--{name}=0" for name in ("min-worker-port", "max-worker-port", "dashboard-agent-listen-port")]
     return ["start", "--block", "--disable-usage-stats", f"--temp-dir={temp_dir}", *role, *ports, *resources]
@@ -60,6 +63,12 @@ def wait_for_nodes(address: str, nodes: int, timeout_s: float) -> None:
         ray.shutdown()
 
 
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m openrlhf_medical.ray_node", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -79,7 +88,14 @@ def main() -> None:
     if options.temp_dir is None:
         parser.error("--temp-dir is needed")
     cores = len(os.sched_getaffinity(0))
-    words = start_command(options.temp_dir, options.address, os.environ, has_gpu=devices.has_gpu(), cores=cores)
+    words = start_command(
+        options.temp_dir,
+        options.address,
+        os.environ,
+        has_gpu=devices.has_gpu(),
+        cores=cores,
+        client_port=_free_port(),
+    )
     # In place of this process: what is told to stop is Ray itself.
     os.execv(sys.executable, [sys.executable, "-m", "ray.scripts.scripts", *words])
 

@@ -92,7 +92,7 @@ def slurm(nodes: Sequence[str] = ("a", "b"), cpus: int = 2) -> Iterator[Slurm]:
     folder.chmod(0o755)
     (folder / "state").mkdir()
     cluster = Slurm(folder)
-    ports = _free_ports(1 + len(nodes))
+    ports = free_ports(1 + len(nodes))
     lines = [SETTINGS.format(folder=folder, host=socket.gethostname(), controller_port=ports[0])]
     for node, port in zip(nodes, ports[1:], strict=True):
         lines.append(
@@ -149,7 +149,7 @@ def _cancel_all(cluster: Slurm) -> None:
     _wait(cluster, "an empty queue", lambda: not cluster.run("squeue", "-h"))
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

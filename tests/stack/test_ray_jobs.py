@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from local_slurm import free_ports
 from test_train import ROOT, data, moved  # noqa: F401  (data is a fixture)
 from trained_runs import learned, processes_with, rows, status_of, steps_of, until
 from transformers import AutoModelForCausalLM
@@ -27,13 +27,12 @@ MANY, MORE = 500, 2
 def head():
     """(address of the dashboard, Ray's folder) of a cluster of its own."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Unix sockets have names of 107 bytes
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, client_port = free_ports(2)
     log = (folder / "start.log").open("wb")
     process = subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0", f"--temp-dir={folder}",
-         f"--dashboard-port={port}", "--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0",
+         f"--dashboard-port={port}", f"--ray-client-server-port={client_port}", "--dashboard-agent-listen-port=0",
+         "--min-worker-port=0", "--max-worker-port=0",
          "--num-gpus=4", "--num-cpus=8", "--disable-usage-stats"],
         stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/",
     )  # fmt: skip

@@ -31,12 +31,15 @@ def test_shellcheck(script):
 
 class TestRayNode:
     def words(self, address=None, environment=None, has_gpu=False):
-        return ray_node.start_command(Path("/tmp/r"), address, environment or {}, has_gpu=has_gpu, cores=4)
+        return ray_node.start_command(
+            Path("/tmp/r"), address, environment or {}, has_gpu=has_gpu, cores=4, client_port=7
+        )
 
     def test_two_clusters_on_one_machine_do_not_meet(self):
         head = self.words()
         assert {"--port=0", "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
-                "--temp-dir=/tmp/r", "--head", "--include-dashboard=false", "--block"} <= set(head)  # fmt: skip
+                "--temp-dir=/tmp/r", "--head",
+                "--ray-client-server-port=7", "--include-dashboard=false", "--block"} <= set(head)  # fmt: skip
         worker = self.words("h:1")
         assert "--address=h:1" in worker and not {"--head", "--port=0", "--include-dashboard=false"} & set(worker)
 
