@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from openrlhf_medical import cli_submit, cli_sweep
 from openrlhf_medical.cli_judge import serve_judge
-from openrlhf_medical.cli_submit import submit
-from openrlhf_medical.cli_sweep import sweep_app
 from openrlhf_medical.errors import Interrupted, RunError, UserError
 from openrlhf_medical.judge.audit.command_line import judge_audit
 
@@ -190,9 +189,9 @@ def train(
     commands.train(settings, resume)
 
 
-app.command("submit", context_settings=_TAKES_DOTTED)(submit)
+app.command("submit", context_settings=_TAKES_DOTTED)(cli_submit.submit)
 app.command("judge-audit")(judge_audit)
-app.add_typer(sweep_app, name="sweep")
+app.add_typer(cli_sweep.sweep_app, name="sweep")
 
 
 @app.command("doctor")

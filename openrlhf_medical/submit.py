@@ -199,8 +199,8 @@ class Cluster:
                 if time.monotonic() + pause > deadline:
                     raise RunError(
                         f"the cluster at {self.address} took no job within {deadline_s:g} s ({told[-300:]}): its head "
-                        "has no job agent; see dashboard_agent.log in the head's Ray session, and whether the agent's port "
-                        "(ray start --dashboard-agent-listen-port) is free"
+                        "has no job agent; see dashboard_agent.log in the head's Ray session, and whether the agent's "
+                        "port (ray start --dashboard-agent-listen-port) is free"
                     ) from None
             time.sleep(pause)
         raise AssertionError("unreachable")
