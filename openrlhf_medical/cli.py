@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from openrlhf_medical import cli_submit
-from openrlhf_medical.cli_arena import arena
-from openrlhf_medical.cli_diversity import diversity
-from openrlhf_medical.cli_evaluate import evaluate
+from openrlhf_medical import cli_arena, cli_diversity, cli_evaluate, cli_report, cli_submit, cli_sweep
 from openrlhf_medical.cli_judge import serve_judge
-from openrlhf_medical.cli_report import report
-from openrlhf_medical.cli_sweep import sweep_app
 from openrlhf_medical.errors import Interrupted, RunError, UserError
 from openrlhf_medical.judge.audit.command_line import judge_audit
 
@@ -208,14 +203,12 @@ def train(
 
 
 app.command("submit", context_settings=_TAKES_DOTTED)(cli_submit.submit)
+app.add_typer(cli_sweep.sweep_app, name="sweep")
+app.command("evaluate", context_settings=_TAKES_DOTTED)(cli_evaluate.evaluate)
+app.command("arena", context_settings=_TAKES_DOTTED)(cli_arena.arena)
+app.command("diversity")(cli_diversity.diversity)
+app.command("report")(cli_report.report)
 app.command("judge-audit")(judge_audit)
-app.add_typer(sweep_app, name="sweep")
-
-
-app.command("evaluate", context_settings=_TAKES_DOTTED)(evaluate)
-app.command("arena", context_settings=_TAKES_DOTTED)(arena)
-app.command("diversity")(diversity)
-app.command("report")(report)
 
 
 @app.command("doctor")
