@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from openrlhf_medical.config import RunConfig
     from openrlhf_medical.evaluate import Model
 
-MAX_NEW_TOKENS = 256
-"""Of a reply, where no configuration says otherwise: short thoughts, a sentence and its correction."""
+MAX_NEW_TOKENS = 128
+"""Of a reply, where no configuration says otherwise: short thoughts, a sentence and its correction. How many replies
+were cut is told: a model that thinks at length wants more."""
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 

@@ -194,7 +194,8 @@ def _side_of(name: str, notes: Sequence[Note], answers: dict[str, Answer], model
         outcomes[Outcome(assessment.status)] += 1
         if (prediction := prediction_of(note, assessment)) is not None:
             said[note.note_id] = prediction
-    return Side(name, said, model.asked, outcomes)
+    cut = sum(answer.truncated for answer in answers.values())
+    return Side(name, said, model.asked, outcomes, cut)
 
 
 class Progress:

@@ -16,6 +16,7 @@ nulls where it is undefined (precision where nothing was flagged). The object::
       "baselines": {"always_flag": {"metrics": …}, "never_flag": {"metrics": …}},
       "compared": null | {"name", "metrics", "difference": {metric: figure of (name - compared)}, "problems"},
       "answers": null | {"verdict": n, "refusal", "unparsable", "too_long",
+                         "cut": n,   of the unparsable ones, those that the limit on tokens cut
                          "refusal_rate", "unparsable_rate", "too_long_rate"},   where a model was asked
       "problems": null | {"malformed_lines": [n, …], "duplicates_lines", "unknown_lines", "odd_lines",
                           "missing_ids": [id, …]},                               where a file was read
@@ -54,12 +55,14 @@ MODEL, OTHER = "model", "compared"
 
 @dataclass
 class Side:
-    """Whose predictions are scored. ``outcomes`` where a model was asked, ``submission`` where a file was read."""
+    """Whose predictions are scored. ``outcomes`` where a model was asked, and how many replies the limit on tokens
+    cut; ``submission`` where a file was read."""
 
     name: str
     predictions: Predictions
     asked: dict[str, Any]
     outcomes: Counter[Outcome] | None = None
+    cut: int = 0
     submission: Submission | None = None
     learned: LearnedScores = field(default_factory=dict)
     learned_told: dict[str, str] = field(default_factory=dict)
@@ -99,7 +102,7 @@ def result_of(texts: Texts, side: Side, other: Side | None, *, resamples: int = 
             "difference": plain(found[f"{MODEL} - {OTHER}"]),
             "problems": other.submission.to_json() if other.submission else None,
         },
-        "answers": _answers(side.outcomes),
+        "answers": _answers(side),
         "problems": side.submission.to_json() if side.submission else None,
         "learned_scores": side.learned_told,
         "published": published(),
@@ -151,10 +154,11 @@ def _data(texts: Texts) -> dict[str, Any]:
     }
 
 
-def _answers(outcomes: Counter[Outcome] | None) -> dict[str, float] | None:
+def _answers(side: Side) -> dict[str, float] | None:
+    outcomes = side.outcomes
     if outcomes is None:
         return None
     asked = outcomes.total()
     counts = {outcome.value: outcomes[outcome] for outcome in Outcome}
     rates = {f"{name}_rate": count / asked for name, count in counts.items() if name != Outcome.VERDICT and asked}
-    return {**counts, **rates}
+    return {**counts, "cut": side.cut, **rates}

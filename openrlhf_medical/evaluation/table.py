@@ -52,6 +52,9 @@ def closing_lines(result: Mapping[str, Any]) -> list[str]:
     if answers := result["answers"]:
         told = ", ".join(f"{answers[name]} {word}" for name, word in _OUTCOMES.items() if answers[name])
         lines.append(f"Replies: {told}. Without a verdict a text counts as wrong.")
+        if answers["cut"]:
+            limit = result["asked"].get("max_new_tokens", "so many")
+            lines.append(f"{answers['cut']} replies were cut at {limit} tokens: see --rollout.max_new_tokens.")
     told = ", ".join(f"{name}: {what}" for name, what in result["learned_scores"].items() if what != "computed")
     if told:
         lines.append(f"Not computed: {told}.")

@@ -133,7 +133,7 @@ def test_a_model_is_asked_as_told(tmp_path: Path, monkeypatch):
         0,
         False,
         True,
-        256,
+        128,
     )
     assert not plan.config.rules().cot and plan.config.vllm.enable_prefix_caching
     (model / "model.safetensors").write_text("other weights")

@@ -222,8 +222,8 @@ def test_a_model_is_asked_scored_and_written(data: str, tmp_path: Path, capsys):
     assert (tmp_path / "out.txt").read_text() == 't-1 1 1 "He is given aspirin."\nt-2 0 -1 NA\n'
     assert result == json.loads((tmp_path / "out.json").read_text())
     assert result["metrics"]["flag_accuracy"]["value"] == 0.5  # t-3 and t-4 gave no verdict
-    assert result["answers"] == {"verdict": 2, "refusal": 1, "unparsable": 1, "too_long": 0, "refusal_rate": 0.25,
-                                 "unparsable_rate": 0.25, "too_long_rate": 0.0}  # fmt: skip
+    assert result["answers"] == {"verdict": 2, "refusal": 1, "unparsable": 1, "too_long": 0, "cut": 0,
+                                 "refusal_rate": 0.25, "unparsable_rate": 0.25, "too_long_rate": 0.0}  # fmt: skip
     assert result["confusion"] == {"error": {"flagged": 1, "passed": 0, "neither": 0},
                                    "clean": {"flagged": 0, "passed": 1, "neither": 2}}  # fmt: skip
     shown = capsys.readouterr().out
@@ -279,14 +279,15 @@ class TestEndpoint:
         assert all("Check a clinical note" in prompt for prompt in server.prompts)
         assert server.base in (tmp_path / "out.json").read_text()
 
-    def test_what_is_cut_has_no_verdict_and_what_fails_is_asked_again(self, data: str, tmp_path: Path):
+    def test_what_is_cut_has_no_verdict_and_what_fails_is_asked_again(self, data: str, tmp_path: Path, capsys):
         with FakeOpenAI(lambda prompt: completion("<answer>Safe</answer>", "length")) as server:
             server.faults = [refuse(400, "maximum context length is 10 tokens"), refuse(500)]
             with pytest.raises(RunError, match=r"1 of 4 texts got no answer, the first because: .*HTTP 500"):
                 evaluate(plan(data, tmp_path, self.model(server)), [])
             result = evaluate(plan(data, tmp_path, self.model(server)), [])
         assert len(server.asked) == 5
-        assert (result["answers"]["too_long"], result["answers"]["unparsable"]) == (1, 3)
+        assert (result["answers"]["too_long"], result["answers"]["unparsable"], result["answers"]["cut"]) == (1, 3, 3)
+        assert "3 replies were cut at 77 tokens" in capsys.readouterr().out
 
     def test_nobody_there_is_a_mistake(self, data: str, tmp_path: Path):
         with FakeOpenAI() as server:
