@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
 import uuid
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import torch
 from test_train import ROOT, data, rows  # noqa: F401  (data is a fixture)
+
+from openrlhf_medical import commands
+from openrlhf_medical.checkpoints import PLAYED_AHEAD
+from openrlhf_medical.config import load_config
 
 DRIVER = ROOT / "tests" / "stack" / "signalled_run.py"
 MARK = "OPENRLHF_MEDICAL_TEST"
 STEPS = 4
 
 CHAIN = [
-    ("SIGKILL", "games", 3),  # of the first step: no state yet, so the run begins again
+    ("SIGKILL", "games", 4 + 3),  # of the first step: no state yet, so the run begins again
     ("SIGKILL", "log-probabilities", 2),  # the first step is done, and its state kept
     ("SIGKILL", "update", 1),
     ("SIGKILL", "send_weights", 3),  # the first two are those of the start, and of the state
@@ -143,3 +150,55 @@ def test_a_finished_run_says_so_and_stays_as_it_is(chain, data):  # noqa: F811
         "state": "finished", "steps_done": STEPS, "steps": STEPS, "reason": None,
     }  # fmt: skip
     assert [path.name for path in (folder / "checkpoints" / "state").iterdir()] == [f"step_{STEPS}"]
+
+
+@pytest.mark.slow
+class TestAdaptersAhead:
+    """Two adapters on one base, games played ahead, replies as the engines draw them: killed in the second update."""
+
+    kept_ahead: ClassVar[list[tuple[int, int]]]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, data, tmp_path_factory):  # noqa: F811
+        folder = tmp_path_factory.mktemp("adapters")
+        words = command(folder, data, "--resume", "auto", "--roles.policy", "adapters", "--ds.lora.rank", "8",
+                        "--train.async_enable", "true", "--algo.advantage.is_correction_level", "seq",
+                        "--run.deterministic", "false")  # fmt: skip
+        done, _ = process(str(DRIVER), "SIGKILL", "update", "4", "--", *words)
+        assert done.returncode == -9, done.stderr[-3000:]
+        state = folder / "run" / "checkpoints" / "state" / "step_1"
+        cls.kept_ahead = [(game.step, game.game_idx) for game in pickle.loads((state / PLAYED_AHEAD).read_bytes())[0]]
+        done, _ = process("-m", "openrlhf_medical", *words)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return folder / "run"
+
+    def test_every_game_counts_once_on_the_seeds_of_its_step(self, folder, data):  # noqa: F811
+        games = rows(folder / "games.jsonl")
+        assert [(game["step"], game["game_idx"]) for game in games] == [
+            (step, index) for step, count in [(-1, 4), *((step, 8) for step in range(STEPS)), (STEPS, 4)]
+            for index in range(count)
+        ]  # fmt: skip
+        config = load_config(folder / "config.yaml")
+        stream = commands._stream(config, config.data.train)
+        for step in range(STEPS):
+            own = [game["seed_id"] for game in games if game["step"] == step]
+            assert own == [seed.seed_id for seed in stream.step(step, 8)]
+
+    def test_the_games_kept_ahead_are_those_learned_from(self, folder):
+        assert self.kept_ahead == [(1, index) for index in range(8)]
+        versions = {
+            step: {game[role]["policy_version"] for game in rows(folder / "games.jsonl") if game["step"] == step
+                   for role in ("attacker", "assessor") if game[role]} for step in range(STEPS)
+        }  # fmt: skip
+        assert versions == {0: {0}, 1: {0}, 2: {1}, 3: {2}}, "one version old, but for the first"
+
+    def test_optimizers_and_schedules_went_on(self, folder):
+        metrics = [row for row in rows(folder / "metrics.jsonl") if "time/step_s" in row]
+        for role in ("attacker", "assessor"):
+            steps = sum(row.get(f"policy/{role}/optimizer_steps", 0) for row in metrics)
+            saved = torch.load(
+                folder / "checkpoints" / "state" / f"step_{STEPS}" / role / "policy" / "state"
+                / "mp_rank_00_model_states.pt", weights_only=False,
+            )  # fmt: skip
+            assert saved["global_steps"] == steps == saved["lr_scheduler"]["last_epoch"] > STEPS - 1

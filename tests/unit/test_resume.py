@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from openrlhf_medical.cli import _without_resume
 from openrlhf_medical.config import dump_config, load_config
 from openrlhf_medical.console import Console
 from openrlhf_medical.errors import Interrupted, UserError
@@ -167,7 +168,7 @@ def process(folder: Path, *words: str, death: Death | None = None, prepare=lambd
     player = ScriptedPlayer(learner)
     rules = GameRules()
     manager = MedicalDialogueGameManager(player, player, ScriptedJudge(), rules)
-    monitor = HealthMonitor(HealthLimits(window=config.run.health.window, one_sided_share=0.85), tuple(Role))
+    monitor = HealthMonitor(HealthLimits(window=config.run.health.window, entropy_nats=0.9), tuple(Role))
     console = Console(STEPS, directory.log_file)
     console.game_done = lambda game: learner.death("games")  # type: ignore[method-assign]
     league = League({}, {}, OpponentPool(2, 1, "uniform", 0))
@@ -234,6 +235,17 @@ def test_a_run_that_dies_anywhere_and_goes_on_ends_as_if_nothing_had_happened(tm
         process(folder, *words, death=Death(place, count))
     process(folder, *words)
     assert left_behind(folder) == whole(*words)
+
+
+def test_the_runs_compared_are_worth_it(whole):
+    """They learn, and the one that may roll back does."""
+    versions = [json.loads(line)["assessor"]["policy_version"] for line in whole(*ROLLBACK)["games"]]
+    assert max(versions) > STEPS
+    weights = whole()["models"]
+    assert (
+        weights["checkpoints/step_2/shared/model.safetensors"] != weights["checkpoints/final/shared/model.safetensors"]
+    )
+    assert whole()["games"] != whole(*ASYNC)["games"]
 
 
 def test_one_run_that_dies_again_and_again(tmp_path, whole):
@@ -411,6 +423,13 @@ def test_a_state_by_name(tmp_path):
         starting_point(config, directory, str(state.folder), lambda line: None)
     with pytest.raises(UserError, match=r"step_3 has 3 steps done, run\.steps is 2"):
         starting_point(config_of(folder, "--run.steps", "2"), directory, "auto", lambda line: None)
+
+
+def test_the_command_to_go_on_with_has_resume_once():
+    assert _without_resume(["train", "--config", "c.yaml", "--resume", "auto", "--run.steps", "4"]) == [
+        "train", "--config", "c.yaml", "--run.steps", "4",
+    ]  # fmt: skip
+    assert _without_resume(["train", "--resume=auto"]) == _without_resume(["train"]) == ["train"]
 
 
 def test_two_processes_do_not_write_in_one_folder(tmp_path):

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-import shutil
-import sys
-import types
-from pathlib import Path
+import signal
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from openrlhf_medical.config import load_config
-from openrlhf_medical.errors import UserError
-from openrlhf_medical.run_directory import MetricsLog, RunDirectory
+from openrlhf_medical.errors import Interrupted, RunError, UserError
+from openrlhf_medical.run_directory import RunDirectory
 
 
 def test_a_folder_with_a_run_is_refused(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     directory.create("run: {name: run}\n")
-    with pytest.raises(UserError, match=r"run\.name"):
+    with pytest.raises(UserError, match=r"--resume auto, choose another run\.name"):
         RunDirectory(tmp_path / "run")
+    RunDirectory(tmp_path / "run", resume=True)
 
 
 def test_a_mistake_while_starting_leaves_nothing(tmp_path):
@@ -62,95 +57,77 @@ def test_environment_names_versions_and_hardware(tmp_path):
     assert "git_commit" in environment
 
 
-# ── Other people's loggers ──
+# ── status.json ──
 
 
-def log_of(folder, *words, first_step=0):
-    config = load_config(Path("configs/tiny.yaml"), list(words))
-    directory = RunDirectory(folder)
-    if not folder.exists():
-        directory.create("")
-    return MetricsLog(config, directory, first_step)
+def status_after(directory: RunDirectory, error: BaseException | None) -> dict:
+    directory.create("")
+    try:
+        with directory.status_of_run(2, 5):
+            assert directory.status.read() == {"state": "running", "steps_done": 2, "steps": 5, "reason": None}
+            directory.status.running(3, 5)
+            if error is not None:
+                raise error
+    except BaseException as found:
+        assert found is error
+    return directory.status.read()
 
 
-def scalars(folder):
-    """(name, step, value) as TensorBoard itself reads them."""
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    found.Reload()
-    return {(name, e.step): e.value for name in found.Tags()["scalars"] for e in found.Scalars(name)}
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (None, "finished", None),
+        (RunError("the judge is gone"), "failed", "RunError: the judge is gone"),
+        (UserError("no place"), "failed", "UserError: no place"),
+        (Interrupted(signal.SIGTERM, "3 of 5 steps are done"), "interrupted", "3 of 5 steps are done"),
+        (KeyboardInterrupt(), "interrupted", "interrupted"),
+    ],
+)
+def test_the_status_says_how_a_run_ended(tmp_path, error, state, reason):
+    found = status_after(RunDirectory(tmp_path / "run"), error)
+    assert found == {"state": state, "steps_done": 3, "steps": 5, "reason": reason}
 
 
-def test_tensorboard_has_the_names_of_metrics_jsonl_and_no_point_twice(tmp_path):
-    words = ("--logger.tensorboard_dir", str(tmp_path / "tb"), "--run.name", "r")
-    log = log_of(tmp_path / "run", *words)
-    log.write(-1, {"eval/assessor/accuracy": 0.5})
-    for step in range(4):
-        log.write(step, {"reward/attacker/mean": float(step), "policy/attacker/kl": math.nan})
-    log.close()
-    log._directory.close()
-    shutil.rmtree(tmp_path / "run")
-    log = log_of(tmp_path / "run", *words, first_step=2)
-    for step in (2, 3, 4):
-        log.write(step, {"reward/attacker/mean": 10.0 + step})
-    log.close()
-    found = scalars(tmp_path / "tb" / "r")
-    rewards = {step: value for (name, step), value in found.items() if name == "reward/attacker/mean"}
-    assert rewards == {0: 0, 1: 1, 2: 12, 3: 13, 4: 14}
-    assert found["eval/assessor/accuracy", -1] == 0.5 and math.isnan(found["policy/attacker/kl", 0])
+def test_a_status_that_is_no_status_is_none(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    assert directory.status.read() == {}
+    directory.create("")
+    (directory.folder / "status.json").write_text("")
+    assert directory.status.read() == {}
 
 
-class ScriptedWandb(types.ModuleType):
-    """What we use of wandb, keeping what it was told."""
-
-    def __init__(self):
-        super().__init__("wandb")
-        self.started, self.rows, self.keys, self.metrics = [], [], [], []
-
-    def login(self, key):
-        self.keys.append(key)
-
-    def Settings(self, **given):
-        return given
-
-    def init(self, **given):
-        self.started.append(given)
-        return self
-
-    def define_metric(self, *given, **named):
-        self.metrics.append((given, named))
-
-    def log(self, row, step):
-        self.rows.append((step, row))
-
-    def finish(self):
-        self.finished = True
+# ── Going on ──
 
 
-def test_wandb_offline_needs_no_key(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", wandb := ScriptedWandb())
-    log = log_of(tmp_path / "run", "--logger.wandb.offline", "true", "--logger.wandb.group", "g")
-    log.write(-1, {"eval/assessor/accuracy": 0.5})
-    log.write(0, {"reward/attacker/mean": math.nan})
-    log.close()
-    [started] = wandb.started
-    assert started["mode"] == "offline" and started["group"] == "g" and wandb.keys == [] and wandb.finished
-    assert started["dir"] == str(tmp_path / "run") and started["config"]["run"]["name"] == "tiny"
-    assert [step for step, _ in wandb.rows] == [0, 1], "wandb counts up from 0"
-    assert wandb.rows[0][1] == {"step": -1, "eval/assessor/accuracy": 0.5}
-    assert ((("*",), {"step_metric": "step"})) in wandb.metrics
-    (again := MetricsLog(load_config(Path("configs/tiny.yaml"), ["--logger.wandb.offline", "true"]), log._directory))
-    again.close()
-    assert wandb.started[1]["id"] == started["id"] and wandb.started[1]["resume"] == "allow"
+def test_logs_are_cut_to_what_belongs_to_the_steps_done(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.create("")
+    directory.add_metrics(0, {"a": 1.0})
+    sizes = directory.log_sizes()
+    assert sizes["games.jsonl"] == 0 < sizes["metrics.jsonl"]
+    directory.add_metrics(1, {"a": 2.0})
+    directory.close()
+    with directory.metrics_file.open("a") as file:
+        file.write('{"step": 2, "ti')
+    directory.cut_logs(sizes)
+    directory.add_metrics(1, {"a": 3.0})
+    directory.close()
+    assert [(row["step"], row["a"]) for row in map(json.loads, directory.metrics_file.read_text().splitlines())] == [
+        (0, 1.0), (1, 3.0),
+    ]  # fmt: skip
 
 
-def test_wandb_online_logs_in_with_the_key_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", wandb := ScriptedWandb())
-    (tmp_path / "key").write_text("abc\n")
-    log_of(tmp_path / "run", "--logger.wandb.key_file", str(tmp_path / "key")).close()
-    assert wandb.keys == ["abc"] and wandb.started[0]["mode"] == "online"
-
-
-def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb"):
-        log_of(tmp_path / "run", "--logger.wandb.offline", "true")
+@pytest.mark.parametrize("warm", [False, True])
+def test_an_unfinished_beginning_is_cleared_and_a_finished_warm_start_stays(tmp_path, warm):
+    directory = RunDirectory(tmp_path / "run")
+    directory.create("")
+    directory.add_metrics(-1, {"a": 1.0})
+    directory.add_warm_start(1, {"a": 1.0})
+    directory.close()
+    for name in ("warm_start", "pool", "step_1", "state"):
+        (directory.checkpoints / name).mkdir()
+    if warm:
+        directory.starts_file.write_text("{}")
+    directory.start_anew()
+    assert not directory.metrics_file.exists() and directory.warm_start_file.exists() == warm
+    assert [path.name for path in directory.checkpoints.iterdir()] == (["warm_start"] if warm else [])
