@@ -28,11 +28,13 @@ from openrlhf_medical.rollout.pool import OpponentPool
 from openrlhf_medical.run_directory import RunDirectory
 from openrlhf_medical.stop_signals import StopSignals
 from openrlhf_medical.trainer import SelfPlayTrainer
+from openrlhf_medical.yardstick import Yardstick
 
 NOTE = "A man has gout. He takes colchicine for it."
 STEPS = 5
 ASYNC = ("--train.async_enable", "true", "--algo.advantage.is_correction_level", "seq")
 ROLLBACK = ("--run.on_collapse", "rollback", "--run.good_every", "1", "--run.health.window", "2")
+MEASURED = ("--run.eval_every", "2", "--run.best_metric", "eval/assessor/accuracy")
 
 
 class Killed(BaseException):
@@ -174,7 +176,8 @@ def process(folder: Path, *words: str, death: Death | None = None, prepare=lambd
         if start is None:
             directory.start_anew()
         trainer = SelfPlayTrainer(config, [learner], league, manager, ScriptedJudge(), Seeds(), Seeds(),
-                                  monitor, directory, console, None, stop, start)  # fmt: skip
+                                  monitor, directory, console, None, stop, start,
+                                  Yardstick(config.run.eval_every, config.run.best_metric))  # fmt: skip
         prepare(trainer, stop)
         try:
             trainer.fit()
@@ -218,6 +221,8 @@ PLACES = {
     (): [("games", 0), ("games", 6), ("games", 17), ("games", 4 + 8 * STEPS + 1), ("prepare", 2), ("update", 0),
          ("update", 3), ("sync", 1), ("save", 0), ("save", 2), ("save", 8), ("save_state", 0), ("save_state", 2)],
     ASYNC: [("games", 6), ("games", 13), ("prepare", 2), ("update", 3), ("sync", 2), ("save_state", 2)],
+    # In the held-out games after two steps, right after them, and between the best checkpoint and the next state.
+    MEASURED: [("games", 4 + 2 * 8 + 1), ("games", 4 + 2 * 8 + 4), ("update", 2), ("save_state", 2), ("games", 50)],
     ROLLBACK: [("games", 30), ("update", 3), ("sync", 3), ("save_state", 3), ("save_state", 6)],
 }  # fmt: skip
 """By the words of a run: where it dies. With games that are played ahead few are played where this counts."""
