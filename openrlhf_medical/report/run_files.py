@@ -25,7 +25,7 @@ EVAL = "eval/"
 GAME_KEYS = frozenset({
     "step", "game_idx", "category", "note_id", "seed_note", "reference_note", "presented_note", "status", "attacker",
     "assessor", "label", "seed_id", "attack_idx", "assessment_idx", "groups", "case", "faithful", "booked", "reason",
-    "judge_failures", "held_out",
+    "judge_failures", "held_out", "vignette_id", "error_type",
 })  # fmt: skip
 TURN_KEYS = frozenset({
     "thinking", "answer", "verdict", "status", "reward", "trained", "policy_version", "player", "frozen",

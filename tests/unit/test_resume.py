@@ -23,6 +23,7 @@ from openrlhf_medical.game.rules import GameRules
 from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.health import HealthLimits, HealthMonitor
 from openrlhf_medical.resuming import MAY_CHANGE, differences, starting_point
+from openrlhf_medical.rollout.fleet import Fleet
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.pool import OpponentPool
 from openrlhf_medical.run_directory import RunDirectory
@@ -67,7 +68,7 @@ class ScriptedLearner:
     name, roles = "shared", tuple(Role)
 
     def __init__(self, death: Death) -> None:
-        self.workers = SimpleNamespace(policy=object())
+        self.workers, self.engines = SimpleNamespace(policy=object()), Fleet.none()
         self.death, self.weights, self.engine, self.version = death, "start", "start", 0
 
     def check_engines(self) -> None: ...
