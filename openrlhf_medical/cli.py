@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,7 +15,7 @@ from typer.core import TyperGroup
 
 from openrlhf_medical import cli_submit
 from openrlhf_medical.cli_judge import serve_judge
-from openrlhf_medical.errors import RunError, UserError
+from openrlhf_medical.errors import Interrupted, RunError, UserError
 from openrlhf_medical.judge.audit.command_line import judge_audit
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 EXIT_RUN_ERROR = 1
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_SIGNALS = 128  # plus the signal's number, as shells have it
+EXIT_INTERRUPTED = EXIT_SIGNALS + signal.SIGINT
 
 
 class _Commands(TyperGroup):
@@ -36,6 +39,10 @@ class _Commands(TyperGroup):
         except RunError as error:
             _tell(f"error: {error}")
             raise typer.Exit(EXIT_RUN_ERROR) from None
+        except Interrupted as error:
+            words = shlex.join(_without_resume(sys.argv[1:]))
+            _tell(f"interrupted by {error.number.name}: {error}; go on with: openrlhf-medical {words} --resume auto")
+            raise typer.Exit(EXIT_SIGNALS + error.number) from None
         except KeyboardInterrupt:
             _tell("interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -150,16 +157,23 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration, check it, start nothing.")
     ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Go on with the run: auto (from its newest good state), or the folder of one of its states."),
+    ] = None,
 ) -> None:
     """Train by self-play.
 
     Every key of the configuration is an option, by OpenRLHF's dotted name where it has one.
+
+    SIGTERM, SIGUSR1 and Ctrl-C save the run's state and end it; a second Ctrl-C ends it at once.
 
     \b
     Examples:
       openrlhf-medical train --config configs/quickstart.yaml
       openrlhf-medical train --config configs/quickstart.yaml --run.name lr3 --actor.adam.lr 3e-5
       openrlhf-medical train --config configs/quickstart.yaml --game.cot false --dry-run
+      openrlhf-medical train --config configs/quickstart.yaml --resume auto
     """
     from openrlhf_medical.config import dump_config, load_config
 
@@ -172,7 +186,7 @@ def train(
         return
     from openrlhf_medical import commands
 
-    commands.train(settings)
+    commands.train(settings, resume)
 
 
 app.command("submit", context_settings=_TAKES_DOTTED)(cli_submit.submit)
@@ -248,6 +262,15 @@ def _problems(config: RunConfig, models: Iterable[str] = ()) -> list[str]:
 def _stop_at(problems: list[str]) -> None:
     if problems:
         raise UserError("; ".join(problems))
+
+
+def _without_resume(words: list[str]) -> list[str]:
+    """A command line without ``--resume X`` or ``--resume=X``."""
+    kept = [word for word in words if not word.startswith("--resume=")]
+    if "--resume" in kept:
+        place = kept.index("--resume")
+        del kept[place : place + 2]
+    return kept
 
 
 def _tell(message: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from openrlhf_medical import assembly, casting, cluster, layout
 from openrlhf_medical.config import RunConfig, dump_config
-from openrlhf_medical.console import Console
+from openrlhf_medical.console import Console, say
 from openrlhf_medical.data.seed_files import known_from, read_seeds
 from openrlhf_medical.data.sft import note_examples, sft_set
 from openrlhf_medical.data.stream import SeedStream
@@ -24,16 +24,37 @@ from openrlhf_medical.judge.audit.disguise import disguise_warning
 from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.learner.supervised import SupervisedExamples
+from openrlhf_medical.resuming import starting_point
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.pool import OpponentPool
 from openrlhf_medical.run_directory import RunDirectory
+from openrlhf_medical.state_store import State
+from openrlhf_medical.stop_signals import StopSignals
 from openrlhf_medical.trainer import SelfPlayTrainer
 from openrlhf_medical.warm_start import warm_start
 
 
-def train(config: RunConfig) -> None:
-    """``openrlhf-medical train``: start everything, train, stop everything."""
-    directory = RunDirectory(config.run.folder.resolve())  # workers have working directories of their own
+def train(config: RunConfig, resume: str | None = None) -> None:
+    """``openrlhf-medical train``: start everything, train, stop everything.
+
+    ``resume``: ``auto``, or the folder of a state to go on from.
+
+    Raises:
+        Interrupted: a signal asked the run to end, and its state is saved.
+    """
+    # Workers have working directories of their own.
+    directory = RunDirectory(config.run.folder.resolve(), resume=resume is not None)
+    start: State | None = None
+    if resume is not None:
+        start, finished = starting_point(config, directory, resume, say)
+        if finished:
+            say(f"{directory.folder} is finished already: {config.run.steps} steps")
+            return
+    with StopSignals(lambda: directory.status.ended("interrupted", "ended at once by a second Ctrl-C")) as stop:
+        _prepare_and_train(config, directory, start, stop)
+
+
+def _prepare_and_train(config: RunConfig, directory: RunDirectory, start: State | None, stop: StopSignals) -> None:
     seeds, held_out = _stream(config, config.data.train), None
     if config.run.eval_games:
         held_out = _stream(config, config.data.val)
@@ -47,10 +68,15 @@ def train(config: RunConfig) -> None:
         _warn_of_known(config, held_out.all_seeds(), seeds.all_seeds(), taught if examples else [], console)
     directory.create(dump_config(config))
     try:
-        _train(config, seeds, taught, held_out, tokenizer, examples, directory, console)
+        with directory.status_of_run(start.steps_done if start else 0, config.run.steps):
+            if start is None:
+                directory.start_anew()
+            _train(config, seeds, taught, held_out, tokenizer, examples, directory, console, stop, start)
     except UserError:
         directory.discard_if_unused()  # so that the same command works once the mistake is mended
         raise
+    finally:
+        directory.release()
 
 
 def _train(
@@ -62,12 +88,15 @@ def _train(
     examples: SupervisedExamples | None,
     directory: RunDirectory,
     console: Console,
+    stop: StopSignals,
+    start: State | None,
 ) -> None:
     with (
         console,
         assembly.judge_of(config, directory.folder) as judge,
         cluster.session(layout.bundles_needed(config)),
     ):
+        stop.listen()  # again: Ray has its own idea of SIGTERM
         gold = _gold_watch(config, judge, seeds)
         _warn_of_disguise(config, judge, console)
         starts = dict.fromkeys(Role, layout.model_of(config))
@@ -90,7 +119,7 @@ def _train(
         league = League(opponents, layout.policy_names(config), _pool(config))
         monitor = HealthMonitor(_health_limits(config), config.trained_roles)
         trainer = SelfPlayTrainer(
-            config, learners, league, manager, judge, seeds, held_out, monitor, directory, console, gold
+            config, learners, league, manager, judge, seeds, held_out, monitor, directory, console, gold, stop, start
         )
         try:
             trainer.fit()

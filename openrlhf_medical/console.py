@@ -86,9 +86,11 @@ class Console:
             if self._bar.disable and (done % tenth == 0 or done == total):
                 self._say(line)
 
-    def training_begins(self) -> None:
-        """The time left is estimated from here on: starting up and held-out games are no steps."""
-        self._steps_done = 0
+    def training_begins(self, steps_done: int = 0) -> None:
+        """The time left is estimated from here on: starting up and held-out games are no steps, nor are those that
+        an earlier process did."""
+        self._steps_done = steps_done
+        self._bar.initial = steps_done
         self._bar.reset()
 
     def playing(self, doing: str, games: int) -> None:
@@ -110,7 +112,7 @@ class Console:
             self._say(f"step {self._steps_done}/{self._steps}{seconds}: {shown}")
 
     def _say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
+        say(line)
 
     def warn(self, message: str) -> None:
         """Tell once; a repeated warning would bury the next one."""
@@ -145,6 +147,11 @@ class Console:
             table.add_row(title, _number(metrics.get(name)))
         RichConsole().print(table)
         print(f"The games are in {output}")
+
+
+def say(line: str) -> None:
+    """One line, above the bar where there is one."""
+    tqdm.write(line, file=sys.stderr)
 
 
 def always_harmful(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -1,5 +1,9 @@
 """Errors that are told in one line, without a traceback."""
 
+from __future__ import annotations
+
+import signal
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a key, a value, an address.
@@ -15,3 +19,11 @@ class RunError(RuntimeError):
 
 class StuckError(RunError):
     """A deadline passed; the message names who did not answer, in which phase, after how long."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end. Exit code 128 + its number; the message says what was saved."""
+
+    def __init__(self, number: signal.Signals, message: str = "nothing was trained yet") -> None:
+        super().__init__(message)
+        self.number = number

@@ -18,7 +18,7 @@ class Stoppable:
     def __init__(self) -> None:
         self._stopping = threading.Event()
         self._under_way: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may call ``stop`` in the middle of ``run``
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """``asyncio.run``. Raises CancelledError where it was stopped."""

@@ -14,15 +14,15 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
+from openrlhf_medical.checkpoints import Checkpoints, Stateful
 from openrlhf_medical.config import RunConfig
 from openrlhf_medical.console import Console
 from openrlhf_medical.data.stream import SeedStream
-from openrlhf_medical.errors import RunError
+from openrlhf_medical.errors import Interrupted, RunError
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
 from openrlhf_medical.game.metrics import game_metrics
 from openrlhf_medical.game.players import Role
@@ -33,9 +33,12 @@ from openrlhf_medical.judge.audit.gold_watch import GoldWatch
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.judge.recovery import Recovery, TooManyFailed
 from openrlhf_medical.learner.policy import Learner
+from openrlhf_medical.learner.together import side_by_side
 from openrlhf_medical.rollout.opponents import League
 from openrlhf_medical.rollout.trajectories import Trajectory, trajectories_of
 from openrlhf_medical.run_directory import MetricsLog, RunDirectory
+from openrlhf_medical.state_store import State
+from openrlhf_medical.stop_signals import StopSignals
 from openrlhf_medical.stoppable import Stoppable
 
 PARITY_LIMIT = 1.0
@@ -49,7 +52,6 @@ MAX_ROLLBACKS = 3
 """A run that collapses again and again needs another configuration, not another try."""
 
 Played = tuple[list[Game], dict[str, float]]
-T = TypeVar("T")
 
 
 class SelfPlayTrainer:
@@ -68,11 +70,15 @@ class SelfPlayTrainer:
         directory: RunDirectory,
         console: Console,
         gold: GoldWatch | None = None,
+        stop: StopSignals | None = None,
+        start: State | None = None,
     ):
+        """``start``: the state that the run goes on from, else it begins."""
         self.config, self.learners, self.league, self.manager, self.judge = config, learners, league, manager, judge
         self.seeds, self.held_out, self.monitor = seeds, held_out, monitor
         self.directory, self.console, self.gold = directory, console, gold
-        self.metrics_log = MetricsLog(config, directory)
+        self.stop, self._start = stop or StopSignals(), start
+        self.metrics_log = MetricsLog(config, directory, start.steps_done if start else 0)
         self._games = Stoppable()
         self.recovery = Recovery(
             judge,
@@ -82,27 +88,41 @@ class SelfPlayTrainer:
             tell=console.warn,
             sleep=self._games.pause,
         )
-        self._ahead = ThreadPoolExecutor(1)
+        self._ahead = ThreadPoolExecutor(1, "ahead")
         self._next: Future[Played] | None = None
-        self._rollbacks, self._good_health = 0, monitor.state()
+        self.steps_done, self._rollbacks = 0, 0
+        self._before: dict[str, float] | None = None
+        self._logs: dict[str, int] = {}
+        """Bytes of each log that belong to the steps done; empty until the first step may begin."""
+        # What has a memory is named here, or in Checkpoints: a resumed run has nothing else.
+        parts: dict[str, Stateful] = {"trainer": self, **({"gold": gold} if gold else {})}
+        self.checkpoints = Checkpoints(config, learners, league, monitor, directory, console, parts)
 
     def fit(self) -> None:
-        """Train; where the judge is gone for good, or players fail, save what was learned and say so.
+        """Train; where a signal asks to end, the judge is gone for good, or players fail, save what was learned.
 
         Raises:
-            RunError: the run cannot go on.
+            RunError: the run cannot go on. Interrupted: it was asked to end.
         """
+        self.stop.defer()
         try:
             self.train()
         except TooManyFailed as error:
-            raise RunError(f"{error}; weights are in {self.save('interrupted')}") from None
+            self.keep_state()
+            raise RunError(f"{error}; weights are in {self.checkpoints.save('interrupted')}") from None
+        except Interrupted as signal:
+            raise Interrupted(signal.number, self.keep_state()) from None
 
     def train(self) -> None:
         """All steps, held-out games before and after, checkpoints, and the closing table."""
-        self.keep(0)
-        before = self.evaluate("before training", BEFORE)
-        self.console.training_begins()
-        for step in range(self.config.run.steps):
+        if self._start is not None:
+            self.resume(self._start)
+        else:
+            self.keep(0)
+            self._before = self.evaluate("before training", BEFORE)
+        self._logs = self.directory.log_sizes()
+        self.console.training_begins(self.steps_done)
+        for step in range(self.steps_done, self.config.run.steps):
             if self.gold is not None:
                 self.gold.begin(step)
             games, metrics = self.step(step)
@@ -113,26 +133,29 @@ class SelfPlayTrainer:
             self.console.step_done(metrics)
             self.heed(step, findings)
             self.keep(step + 1)
-        self.save("final")
+        self.checkpoints.save("final")
         after = self.evaluate("after training", self.config.run.steps)
-        self.console.summary(before, after, self.directory.folder)
+        self.console.summary(self._before, after, self.directory.folder)
 
     def step(self, step: int) -> Played:
         """One step: games, then one update and one sync of every policy."""
         started = time.monotonic()
-        games, metrics = self._next.result() if self._next else self.play_step(step)
+        with self.stop.stopping(self._games.stop):
+            games, metrics = self._next.result() if self._next else self.play_step(step)
+        self._next = None
         self.directory.add_games(games)
+        self._logs = self.directory.log_sizes()  # before the next step's games, which are written if they fail
         if self.config.train.async_enable and step + 1 < self.config.run.steps:
             self._next = self._ahead.submit(self.play_step, step + 1)
         trajectories = trajectories_of(games)
         self.console.phase("learning")
-        for learned in self._side_by_side(lambda learner: self.learn(learner, trajectories, step)):
+        for learned in side_by_side(self.learners, lambda learner: self.learn(learner, trajectories, step)):
             for name, value in learned.items():  # the slowest, the largest difference
                 metrics[name] = _largest(value, metrics.get(name, value))
         if self._next is not None:
             self._next.exception()  # drained: it is raised where the games are needed
         began = time.monotonic()
-        self._side_by_side(Learner.sync)
+        side_by_side(self.learners, Learner.sync)
         metrics |= {"time/sync_s": time.monotonic() - began, "time/step_s": time.monotonic() - started}
         return games, metrics
 
@@ -200,8 +223,10 @@ class SelfPlayTrainer:
         """Held-out games with the current weights; None where the configuration asks for none."""
         if self.held_out is None:
             return None
-        self.league.prepare(max(0, step))
-        games, metrics = self.play(self.held_out.step(0, self.config.run.eval_games), step, f"held-out games {when}")
+        with self.stop.stopping(self._games.stop):
+            self.league.prepare(max(0, step))
+            seeds = self.held_out.step(0, self.config.run.eval_games)
+            games, metrics = self.play(seeds, step, f"held-out games {when}")
         self.directory.add_games(games)
         self.metrics_log.write(step, {f"eval/{name}": value for name, value in metrics.items()})
         return metrics
@@ -209,25 +234,37 @@ class SelfPlayTrainer:
     # ── What is kept, and what is gone back to ──
 
     def keep(self, steps_done: int) -> None:
-        """Checkpoints, members of the pool, and states to go back to, as far as each is due now."""
-        every = self.config.ckpt.save_steps
-        if steps_done and every > 0 and steps_done % every == 0:
-            self.save(f"step_{steps_done}")
-        if self.league.wants(steps_done):
-            self.league.add(steps_done, self.save(f"pool/step_{steps_done}"))
-        healthy = not self.monitor.suspicious and steps_done % self.config.run.good_every == 0
-        if self.config.run.on_collapse == "rollback" and healthy:
-            self.directory.replace(self.directory.good_state, self._save_states)
-            self._good_health = self.monitor.state()
+        """Whatever of the run is to be kept after so many steps."""
+        self.steps_done = steps_done
+        if self._logs:  # games.jsonl may have grown by what was played ahead, and failed
+            metrics = self.directory.metrics_file.name
+            self._logs[metrics] = self.directory.log_sizes()[metrics]
+        self.checkpoints.keep(steps_done, self._logs, self._played_ahead())
 
-    def save(self, name: str) -> str:
-        """``checkpoints/<name>/<policy>``: folders that transformers and vLLM open. Returns the folder."""
-        self.console.phase("saving")
-        folder = self.directory.checkpoints / name
-        folder.mkdir(parents=True)
-        for learner in self.learners:
-            learner.save(folder / learner.name)
-        return str(folder)
+    def keep_state(self) -> str:
+        """Write all that training goes on from, as it was after the last whole step. Returns what to tell of it."""
+        if not self._logs:
+            return "nothing was trained yet"
+        folder = self.checkpoints.keep_state(self.steps_done, self._logs, self._played_ahead())
+        return f"{self.steps_done} of {self.config.run.steps} steps are done; their state is in {folder}"
+
+    def resume(self, state: State) -> None:
+        """Go on where ``state`` was kept, with the games that had been played ahead."""
+        played = self.checkpoints.resume(state)
+        self.steps_done = state.steps_done
+        if played is not None:
+            self._next = Future()
+            self._next.set_result(played)
+
+    def _played_ahead(self) -> Played | None:
+        """The next step's games, where they were played before this step's weights landed."""
+        return self._next.result() if self._next is not None and not self._next.exception() else None
+
+    def state(self) -> dict[str, Any]:
+        return {"before": self._before, "rollbacks": self._rollbacks}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._before, self._rollbacks = state["before"], state["rollbacks"]
 
     def heed(self, step: int, findings: Sequence[Finding]) -> None:
         """Say what the health checks found, and do what ``run.on_collapse`` asks for."""
@@ -237,28 +274,13 @@ class SelfPlayTrainer:
         if not findings or action == "warn":
             return
         if action == "stop" or self._rollbacks == MAX_ROLLBACKS:
-            folder = self.save("collapsed")
+            folder = self.checkpoints.save("collapsed")
             raise RunError(f"stopped at step {step} (run.on_collapse {action}, {self._rollbacks} rollbacks): "
                            f"{findings[0].evidence}; weights are in {folder}")  # fmt: skip
         self._rollbacks += 1
         self._next = None  # games of the weights that are given up
-        self._side_by_side(lambda learner: learner.load_state(self.directory.good_state / learner.name))
-        self._side_by_side(Learner.sync)
-        self.monitor.load(self._good_health)
+        self.checkpoints.roll_back()
         self.console.warn(f"step {step}: back to the last good state ({self._rollbacks} of {MAX_ROLLBACKS} times)")
-
-    def _save_states(self, folder: Path) -> None:
-        self._side_by_side(lambda learner: learner.save_state(folder / learner.name))
-
-    def _side_by_side(self, work: Callable[[Learner], T]) -> list[T]:
-        """``work`` on every policy: those with workers of their own at the same time, adapters on the same
-        base one after another, in the same order on all ranks."""
-        bases: dict[int, list[Learner]] = {}
-        for learner in self.learners:
-            bases.setdefault(id(learner.workers.policy), []).append(learner)
-        with ThreadPoolExecutor(len(bases)) as pool:
-            results = pool.map(lambda own: [work(learner) for learner in own], bases.values())
-            return [result for own in results for result in own]
 
     def close(self) -> None:
         """Ends what is under way: nobody will learn from games that are played ahead."""

@@ -6,6 +6,8 @@ left at the base model would outweigh the reward.
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +17,7 @@ from openrlhf_medical.console import Console
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.learner.policy import Learner, Supervision
 from openrlhf_medical.learner.supervised import SupervisedExamples
-from openrlhf_medical.run_directory import RunDirectory
+from openrlhf_medical.run_directory import RunDirectory, write_whole
 
 CHUNK = 5
 """Optimizer steps between two lines of warm_start.jsonl."""
@@ -35,6 +37,11 @@ def warm_start(
     Workers of its own, ended afterwards: self-play begins with fresh optimizers and its own schedule.
     """
     roles = set(config.trained_roles) | (set(layout.frozen_roles(config)) if config.roles.met == "base" else set())
+    done = directory.checkpoints / "warm_start"
+    if (found := finished_warm_start(directory)) is not None:
+        console.phase(f"the warm start is done already: {done}")
+        return found
+    shutil.rmtree(done, ignore_errors=True)
     console.phase("starting workers for the warm start")
     pupils = assembly.start_pupils(config, roles, pad_token_id)
     starts = dict.fromkeys(Role, layout.model_of(config))
@@ -42,14 +49,23 @@ def warm_start(
         with ThreadPoolExecutor(len(pupils)) as pool:
             list(pool.map(lambda pupil: _teach(config, pupil, notes, examples, directory, console), pupils))
         for pupil in pupils:
-            folder = directory.checkpoints / "warm_start" / pupil.name
+            folder = done / pupil.name
             folder.parent.mkdir(parents=True, exist_ok=True)
             pupil.save(folder, merged=True)
             starts |= dict.fromkeys(pupil.roles, str(folder))
     finally:
         for pupil in pupils:
             pupil.stop()
+    write_whole(directory.starts_file, json.dumps(starts) + "\n")  # last: it says that all folders are whole
     return starts
+
+
+def finished_warm_start(directory: RunDirectory) -> dict[Role, str] | None:
+    """Each role's start folder, where an earlier process of this run finished the warm start."""
+    if not directory.starts_file.exists():
+        return None
+    starts = json.loads(directory.starts_file.read_text(encoding="utf-8"))
+    return {role: starts[role.value] for role in Role}
 
 
 def _teach(

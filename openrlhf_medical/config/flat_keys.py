@@ -137,7 +137,7 @@ FLAT_KEYS: dict[str, str] = {
     "experiment_name": "run.name",
     "save_steps": "ckpt.save_steps",
     "save_hf_ckpt": "no key: every checkpoint is a Hugging Face folder",
-    "max_ckpt_num": "no key: every checkpoint is kept",
+    "max_ckpt_num": "ckpt.max_num",
     "logging_steps": "no key: metrics.jsonl has one line for every step",
     "eval_steps": "run.eval_games (before the first step and after the last)",
     "use_wandb": _WANDB,

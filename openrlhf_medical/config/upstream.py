@@ -78,11 +78,10 @@ NOT_OFFERED: dict[str, NotOffered] = {
     "ckpt.output_dir": NotOffered("./ckpt", _RUN_FOLDER),
     "ckpt.save_hf": NotOffered(False, _CHECKPOINTS),
     "ckpt.disable_ds": NotOffered(False, _CHECKPOINTS),
-    "ckpt.max_num": NotOffered(3, _CHECKPOINTS),
-    "ckpt.max_mem": NotOffered(float("inf"), _CHECKPOINTS),
-    "ckpt.load_enable": NotOffered(False, "resuming is not in this version"),
+    "ckpt.max_mem": NotOffered(float("inf"), "ckpt.max_num says how many states are kept"),
+    "ckpt.load_enable": NotOffered(False, "openrlhf-medical train --resume auto goes on with a run"),
     "ckpt.best_metric_key": NotOffered("", "which checkpoint is best is not decided during a run"),
-    "ds.use_universal_ckpt": NotOffered(False, "resuming is not in this version"),
+    "ds.use_universal_ckpt": NotOffered(False, "a run resumes on as many workers as it had"),
     "data.dataloader_num_workers": NotOffered(0, _DATASET),
     "data.max_samples": NotOffered(int(1e8), _DATASET),
     "data.prompt_dataset": NotOffered(None, _DATASET),
@@ -102,7 +101,7 @@ NOT_OFFERED: dict[str, NotOffered] = {
 
 OURS = (
     *("run.", "roles.", "game.", "judge.", "data.train", "data.sft", "data.val", "logger.wandb.key_file"),
-    *("rollout.schedule", "train.sft_"),
+    *("rollout.schedule", "train.sft_", "ckpt.resume_steps"),
 )
 """Beginnings of keys that upstream does not have."""
 
@@ -131,7 +130,8 @@ def upstream_options(config: RunConfig) -> dict[str, Any]:
 
 def _settle(options: dict[str, Any], config: RunConfig) -> None:
     """Values that follow from others, and the ones that our keys decide."""
-    for section, names in (("data", ("train", "sft", "val")), ("rollout", ("schedule",)), ("train", _SFT)):
+    for section, names in (("data", ("train", "sft", "val")), ("rollout", ("schedule",)), ("train", _SFT),
+                           ("ckpt", ("resume_steps",))):  # fmt: skip
         for name in names:
             del options[section][name]
     actor, advantage = options["actor"], options["algo"]["advantage"]

@@ -261,9 +261,16 @@ class Train(Section):
 
 
 class Ckpt(Section):
-    """Checkpoints are Hugging Face folders in <run.dir>/<run.name>/checkpoints."""
+    """In <run.dir>/<run.name>/checkpoints: Hugging Face folders, and states that a killed run resumes from."""
 
     save_steps: int = Field(default=-1, ge=-1, description="save every so many steps; -1 saves at the end only")
+    resume_steps: int = Field(
+        default=10,
+        ge=0,
+        description="steps between two states for train --resume; 0: only when a signal or a judge that is gone stops "
+        "the run (ours)",
+    )
+    max_num: Count = Field(default=2, description="such states kept (Upstream: 3)")
 
 
 class DataFiles(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from openrlhf_medical import devices
 from openrlhf_medical.cluster import gather
+from openrlhf_medical.errors import RunError
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.learner.batches import Item, plan_micro_batches, plan_update
 from openrlhf_medical.learner.experience import (
@@ -25,7 +26,7 @@ from openrlhf_medical.learner.experience import (
 )
 from openrlhf_medical.learner.measures import kl_of, merge_ranks, named_by_role, sample_metrics
 from openrlhf_medical.learner.supervised import SupervisedExamples
-from openrlhf_medical.learner.workers import SUPERVISED, RoleBatch
+from openrlhf_medical.learner.workers import SUPERVISED, RoleBatch, rank_file
 from openrlhf_medical.rollout.engines import adapter_checksum
 from openrlhf_medical.rollout.trajectories import Trajectory, masked_experience
 from openrlhf_medical.rollout.weights import WeightStamp
@@ -297,8 +298,20 @@ class Learner:
         """Everything that training goes on from: weights, optimizer, schedule, for policy and critic."""
         self._select()
         self.each_rank("save_state", str(folder / "policy"))
+        ranks = range(len(self.workers.policy._actor_handlers))
+        if missing := [rank for rank in ranks if not (folder / "policy" / rank_file(rank)).exists()]:
+            raise RunError(f"what ranks {missing} of policy {self.name} saved is not in {folder}: the run's folder "
+                           "must be on a file system that all machines share")  # fmt: skip
         if self.workers.critic:
             self._each(self.workers.critic, "critic", "save_state", str(folder / "critic"))
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the workers' own state, as JSON."""
+        return {"version": self.version, "kl_coefficient": float(self._kl.value)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on where a learner with this ``state`` was. The next ``sync`` gives its weights the version they had."""
+        self.version, self._kl.value = state["version"] - 1, state["kl_coefficient"]
 
     def load_state(self, folder: Path) -> None:
         """Back to a saved state; the engines get it with the next ``sync``."""

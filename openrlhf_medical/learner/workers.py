@@ -8,6 +8,7 @@ upstream's.
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +18,7 @@ from openrlhf_medical import devices
 from openrlhf_medical.learner.adapters import AdapterFiles, Trainee, adapter_files, add_adapter, merge, save_adapter
 from openrlhf_medical.learner.compilation import outlive_killed_compilers
 from openrlhf_medical.learner.normalizers import loss_normalizers, mean_of_own_tokens
+from openrlhf_medical.learner.random_states import load_random_states, save_random_states
 from openrlhf_medical.learner.weight_sync import WeightSender
 from openrlhf_medical.rollout.weights import WeightStamp
 
@@ -208,11 +210,23 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
         torch.distributed.barrier()
 
     def save_state(self, folder: str) -> None:
-        """Weights, optimizer and schedule as DeepSpeed writes them; all ranks must call it."""
+        """Weights, optimizer and schedule as DeepSpeed writes them, the moving average of the weights where there
+        is one, and each rank's random states; all ranks must call it."""
         self.actor.model.save_checkpoint(folder, tag="state", exclude_frozen_parameters=bool(self._trainees))
+        own = Path(folder) / rank_file(torch.distributed.get_rank())
+        save_random_states(own)
+        if self.ema_model is not None:
+            torch.save([_held_here(p).cpu() for p in self.ema_model.parameters()], own.with_suffix(".average"))
 
     def load_state(self, folder: str) -> None:
         self.actor.model.load_checkpoint(folder, tag="state", load_module_strict=not self._trainees)
+        own = Path(folder) / rank_file(torch.distributed.get_rank())
+        if self.ema_model is not None:
+            for parameter, saved in zip(
+                self.ema_model.parameters(), torch.load(own.with_suffix(".average")), strict=True
+            ):
+                _held_here(parameter).copy_(saved)
+        load_random_states(own)
 
     def perturb(self, scale: float, seed: int) -> None:
         """Add Gaussian noise of ``scale`` × each tensor's own standard deviation: a large, deliberate
@@ -226,6 +240,16 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
             for parameter in parameters:
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.data.add_(noise * parameter.data.float().std().clamp(min=1e-3).to(parameter) * scale)
+
+
+def rank_file(rank: int) -> str:
+    """Name of the file in a state that is written by one rank alone, whatever DeepSpeed writes."""
+    return f"rank_{rank}.random"
+
+
+def _held_here(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The part of a parameter that this rank keeps: with ZeRO-3 a shard, else all."""
+    return getattr(parameter, "ds_tensor", parameter).data
 
 
 def _is_supervised(batch: RoleBatch) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +130,18 @@ class League:
         return self.pool is not None and self.pool.wants(steps_done)
 
     def add(self, steps_done: int, folder: str) -> None:
-        """Take in a checkpoint; the folder of the one that has to go is removed."""
+        """Take in a checkpoint. The folder of one that has to go may still be needed, by a state to resume from:
+        ``folders`` tells which ones the pool needs."""
         assert self.pool is not None
-        leaving = self.pool.add(Member(f"step_{steps_done}", steps_done, folder, steps_done))
-        if leaving is not None:
-            shutil.rmtree(leaving.folder)
+        self.pool.add(Member(f"step_{steps_done}", steps_done, folder, steps_done))
+
+    def folders(self) -> list[Path]:
+        """The checkpoints that opponents may be drawn from."""
+        return [Path(member.folder) for member in self.pool.members] if self.pool is not None else []
+
+    def state(self) -> dict[str, Any]:
+        return self.pool.state() if self.pool is not None else {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        if self.pool is not None:
+            self.pool.load(state)

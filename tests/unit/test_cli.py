@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import openrlhf_medical
 from openrlhf_medical.cli import app
 from openrlhf_medical.config import load_config
 from openrlhf_medical.data.seed_files import seeds_to_jsonl
-from openrlhf_medical.errors import UserError
+from openrlhf_medical.errors import Interrupted, UserError
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.judge.limits import Limits
@@ -55,7 +56,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the commands hand on: ``commands`` and ``judge.server`` are replaced by recorders."""
     seen: dict[str, Any] = {}
     commands = types.ModuleType("openrlhf_medical.commands")
-    commands.train = lambda config: seen.update(train=config)  # type: ignore[attr-defined]
+    commands.train = lambda config, resume: seen.update(train=config, resume=resume)  # type: ignore[attr-defined]
     commands.play = lambda config, **options: seen.update(play=(config, options))  # type: ignore[attr-defined]
     server = types.ModuleType("openrlhf_medical.judge.server")
     server.serve = lambda spec, **options: seen.update(serve={"spec": spec, **options})  # type: ignore[attr-defined]
@@ -90,6 +91,26 @@ def test_train_hands_on_the_file_and_the_dotted_options(inputs: dict[str, Path],
     settings = calls["train"]
     assert (settings.train.seed, settings.reward.clip_range) == (7, (-1, 1))
     assert (settings.run.deterministic, settings.algo.kl.init_coef) == (True, 1e-3)
+    assert calls["resume"] is None
+    run("train", "--config", inputs["config"], "--resume", "auto")
+    assert calls["resume"] == "auto"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_ends_with_its_code_and_the_command_to_go_on(
+    inputs: dict[str, Path], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def interrupted(config: Any, resume: str | None) -> None:
+        raise Interrupted(number, "3 of 9 steps are done; their state is in runs/x")
+
+    monkeypatch.setattr(sys.modules["openrlhf_medical.commands"], "train", interrupted)
+    monkeypatch.setattr(sys, "argv", ["openrlhf-medical", "train", "--config", "a b.yaml", "--resume", "auto"])
+    result = run("train", "--config", inputs["config"])
+    assert result.exit_code == 128 + number
+    assert result.stderr == (
+        f"interrupted by {number.name}: 3 of 9 steps are done; their state is in runs/x; go on with: "
+        "openrlhf-medical train --config 'a b.yaml' --resume auto\n"
+    )
 
 
 def test_dry_run_prints_what_can_be_loaded_and_starts_nothing(
@@ -152,7 +173,7 @@ def test_no_traceback_from_the_real_program(tmp_path: Path) -> None:
 def test_ctrl_c_ends_with_one_line_and_130(
     inputs: dict[str, Path], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(config: Any) -> None:
+    def interrupted(config: Any, resume: str | None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["openrlhf_medical.commands"], "train", interrupted)
@@ -164,7 +185,7 @@ def test_ctrl_c_ends_with_one_line_and_130(
 def test_a_fault_of_ours_keeps_its_traceback(
     inputs: dict[str, Path], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(config: Any) -> None:
+    def broken(config: Any, resume: str | None) -> None:
         raise RuntimeError("ours")
 
     monkeypatch.setattr(sys.modules["openrlhf_medical.commands"], "train", broken)
@@ -175,7 +196,7 @@ def test_a_fault_of_ours_keeps_its_traceback(
 def test_an_error_of_several_lines_is_told_on_one(
     inputs: dict[str, Path], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(config: Any) -> None:
+    def refuse(config: Any, resume: str | None) -> None:
         raise UserError("first\nsecond")
 
     monkeypatch.setattr(sys.modules["openrlhf_medical.commands"], "train", refuse)

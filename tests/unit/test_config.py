@@ -41,6 +41,7 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "ds.attn_implementation": ("auto", "flash_attention_2"),
     "rollout.batch_size": (128, 1024),
     "rollout.max_new_tokens": (1024, None),
+    "ckpt.max_num": (2, 3),
     "logger.wandb.project": ("openrlhf_medical", "openrlhf_train_ppo"),
 }
 NO_DEFAULT = {"run.name", "actor.model_name_or_path"}

@@ -172,3 +172,25 @@ def test_disguise_by_rules_warns_with_what_was_measured():
     assert disguise_warning("disguise", 0.0, health) is None
     assert disguise_warning("disguise", 0.25, {"http://a": Health(True, "google/medgemma-4b-it")}) is None
     assert disguise_warning("disguise", 0.25, {"http://a": Health(False, "reference")}) is None
+
+
+def test_a_round_that_is_under_way_is_asked_again_by_a_resumed_run():
+    hold = threading.Event()
+
+    def waits(query: Query) -> Label:
+        hold.wait(5)
+        return oracle(query)
+
+    before, _ = watch(waits)
+    before.begin(4)
+    state = before.state()
+    hold.set()
+    assert state == {"asked_in": 4}
+    after, judge = watch()
+    after.load(state)
+    figures = finished(after)
+    assert figures == finished(before) and len(judge.asked) == 8
+    assert {query.medical_note for query in judge.asked} == {note for _, _, note in after.pairs(4)}
+    assert after.state() == {"asked_in": None}
+    after.load({"asked_in": None})
+    assert after.finished() == {}

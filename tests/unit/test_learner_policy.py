@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
+import torch
 
 from openrlhf_medical import assembly
 from openrlhf_medical.config import load_config, upstream_options
+from openrlhf_medical.errors import RunError
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.learner import policy
 from openrlhf_medical.learner.adapters import AdapterFiles
 from openrlhf_medical.learner.policy import Deadlines, Learner, Workers
+from openrlhf_medical.learner.random_states import load_random_states, save_random_states
+from openrlhf_medical.learner.workers import rank_file
 from openrlhf_medical.rollout.engines import adapter_checksum
 from openrlhf_medical.rollout.trajectories import Trajectory, to_experience
 from openrlhf_medical.rollout.weights import WeightStamp
@@ -89,3 +96,36 @@ def test_what_is_alone_in_its_group_is_counted_for_its_own_role(monkeypatch: pyt
     dropped = {name: value for name, value in ready.metrics.items() if name.endswith("dropped_thinned")}
     assert dropped == {"policy/attacker/dropped_thinned": 2.0}
     assert learner.prepare([sample(Role.ATTACKER, "s0")]) is None
+
+
+def test_a_learner_goes_on_with_the_version_and_the_kl_coefficient_that_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--algo.kl.target", "6.0", "--algo.kl.init_coef", "0.1")
+    before, _ = learner_of(monkeypatch, *words)
+    before.version = 7
+    before._kl.update(60.0, 5000)
+    state = json.loads(json.dumps(before.state()))
+    after, _ = learner_of(monkeypatch, *words)
+    assert after._kl.value == 0.1 != before._kl.value
+    after.load(state)
+    assert after.sync().version == 7 and after._kl.value == before._kl.value
+
+
+def test_a_file_system_that_is_not_shared_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    learner, _ = learner_of(monkeypatch)
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / rank_file(0)).touch()
+    with pytest.raises(RunError, match=r"what ranks \[1\] of policy shared saved is not in .*all machines share"):
+        learner.save_state(tmp_path)
+    (tmp_path / "policy" / rank_file(1)).touch()
+    learner.save_state(tmp_path)
+
+
+def test_random_states_go_on(tmp_path: Path) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(numpy.random.rand()), float(torch.rand(1))
+
+    save_random_states(tmp_path / "states")
+    first = draw()
+    assert draw() != first
+    load_random_states(tmp_path / "states")
+    assert draw() == first

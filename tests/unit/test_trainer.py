@@ -71,6 +71,12 @@ class ScriptedLearner:
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"weights")
 
+    def state(self) -> dict:
+        return {}
+
+    def save_state(self, folder: Path) -> None:
+        folder.mkdir()
+
 
 def trainer_of(folder: Path, judge: JudgeClient, *words: str, gold: GoldWatch | None = None) -> SelfPlayTrainer:
     config = load_config(Path("configs/tiny.yaml"), ["--run.steps", str(STEPS), "--rollout.batch_size", "8", *words])

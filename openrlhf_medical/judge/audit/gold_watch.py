@@ -15,8 +15,9 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.game.edits import is_copy
@@ -61,13 +62,17 @@ class GoldWatch:
                             "give game.mix a share of harmful notes")  # fmt: skip
         self._judge, self._every, self._count, self._seed = judge, every, count, seed
         self._round: Future[list[tuple[Truth, Label]]] | None = None
+        self._asked_in: int | None = None
 
     def begin(self, step: int) -> None:
         """Starts a round where one is due. One that is still under way is left to go on instead."""
         if step % self._every or self._round is not None:
             return
+        self._ask_about(step)
+
+    def _ask_about(self, step: int) -> None:
         asked: Future[list[tuple[Truth, Label]]] = Future()
-        self._round = asked
+        self._round, self._asked_in = asked, step
         pairs = self.pairs(step)
 
         def work() -> None:
@@ -88,6 +93,15 @@ class GoldWatch:
             logger.error("gold probes failed: %s: %s", type(error).__name__, error)
             return {"judge/gold_error_rate": 1.0}
         return figures_of(done.result())
+
+    def state(self) -> dict[str, Any]:
+        """As JSON: the step of the round that is under way, if any."""
+        return {"asked_in": self._asked_in if self._round is not None else None}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Ask again what was under way: its answers are not in any state."""
+        if state["asked_in"] is not None:
+            self._ask_about(state["asked_in"])
 
     def pairs(self, step: int) -> list[GoldPair]:
         """The pairs of the round of ``step``."""
