@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from openrlhf_medical import cli_submit
+from openrlhf_medical import cli_submit, cli_sweep
 from openrlhf_medical.cli_judge import serve_judge
 from openrlhf_medical.errors import Interrupted, RunError, UserError
 from openrlhf_medical.judge.audit.command_line import judge_audit
@@ -191,6 +191,7 @@ def train(
 
 app.command("submit", context_settings=_TAKES_DOTTED)(cli_submit.submit)
 app.command("judge-audit")(judge_audit)
+app.add_typer(cli_sweep.sweep_app, name="sweep")
 
 
 @app.command("doctor")

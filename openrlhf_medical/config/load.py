@@ -38,7 +38,11 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: naming every mistake, where it stands, what is allowed.
     """
-    settings = (read_file(path) if path is not None else {}) | read_overrides(overrides)
+    return config_from((read_file(path) if path is not None else {}) | read_overrides(overrides))
+
+
+def config_from(settings: Settings) -> RunConfig:
+    """The configuration of settings that were read already. Raises UserError as ``load_config`` does."""
     nested: dict[str, Any] = {}
     for key, given in settings.items():
         *groups, name = key.split(".")

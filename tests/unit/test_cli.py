@@ -24,7 +24,7 @@ from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.judge.limits import Limits
 from openrlhf_medical.judge.spec import JudgeSpec
 
-COMMANDS = ("prepare-data", "serve-judge", "play", "train", "judge-audit", "doctor")
+COMMANDS = ("prepare-data", "serve-judge", "play", "train", "judge-audit", "sweep", "doctor")
 
 
 def run(*words: str | Path) -> Any:

@@ -13,7 +13,7 @@ from openrlhf_medical.config import RunConfig, check_hardware, dump_config, load
 from openrlhf_medical.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "sweeps")
 ABLATIONS = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
 BASE = ROOT / "configs" / "ablations" / "selfplay_rl.yaml"
 
