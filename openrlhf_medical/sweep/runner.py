@@ -204,7 +204,7 @@ class Runner:
         """A run that has begun goes on, or counts, only with the configuration that it began with."""
         assert run.config is not None
         file = self._folder.config_file(run.name)
-        if not file.exists():
+        if not file.exists() or file.read_text(encoding="utf-8") == dump_config(run.config):
             return
         then = config_from(read_file(file))
         different = []
