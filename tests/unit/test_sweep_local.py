@@ -162,10 +162,17 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert refused.exit_code == 2 and part in refused.stderr
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_stops_all_and_says_how_to_go_on(tmp_path: Path, signum: int) -> None:
-    waits = "import sys, time, pathlib; f = pathlib.Path(sys.argv[1]); new = not f.exists(); f.touch(); time.sleep(300 * new)"
-    command = [sys.executable, "-c", waits, "{folder}/begun"]
+WAITS_ONCE = """
+import pathlib, sys, time
+begun = pathlib.Path(sys.argv[1])
+if not begun.exists():
+    begun.touch()
+    time.sleep(300)
+"""
+
+
+def test_a_sweep_that_is_told_to_end_stops_all_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WAITS_ONCE, "{folder}/begun"]
     path = sweep_file(tmp_path, variants={"a": {}, "b": {}, "c": {}}, command=command, concurrency=2)
     words = [sys.executable, "-m", "openrlhf_medical", "sweep", "--config", str(path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -175,7 +182,7 @@ def test_ctrl_c_stops_all_and_says_how_to_go_on(tmp_path: Path, signum: int) -> 
         wait(lambda: all((folder.run_folder(f"{run}-seed1") / "begun").exists() for run in "ab"), "two runs")
         (folder.run_folder("c-seed1")).mkdir()
         (folder.run_folder("c-seed1") / "begun").touch()
-        sweep.send_signal(signum)
+        sweep.send_signal(signal.SIGTERM)  # as Ctrl-C
         told = sweep.communicate(timeout=30)[1]
     finally:
         sweep.kill()
@@ -185,8 +192,8 @@ def test_ctrl_c_stops_all_and_says_how_to_go_on(tmp_path: Path, signum: int) -> 
         "interrupted",
     ]
     assert [str(folder.record(f"{run}-seed1").state) for run in "abc"] == ["interrupted", "interrupted", "pending"]
-    again = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert again.returncode == 0, again.stderr
+    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
     assert [folder.record(f"{run}-seed1").attempt for run in "abc"] == [2, 2, 1]
 
 
