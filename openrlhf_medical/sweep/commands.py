@@ -118,26 +118,26 @@ def run(opened: Sweep, kind: str, *, retry_failed: bool) -> str | None:
     _refuse_unreachable_judge(kind, spec)
     submitter = submitter_of(kind, spec)
     _tell_invalid(opened.runs)
-    with folder.lock():
+    wanted = spec.judge if _works(opened, retry_failed) else None
+    with folder.lock(), shared.judge_keys(wanted, folder) as judge:
+        if spec.prepare is not None and (prepared := shared.prepare_once(spec.prepare, folder)):
+            print(prepared, file=sys.stderr)
+        check = _check if kind == "local" else _no_check
+        runs = plan.plan(opened.file, _shared(opened.file, folder, judge), check) if judge else opened.runs
+        bar = view.SweepView(folder, spec.concurrency)
+        runner = Runner(
+            spec.name, runs, folder, submitter, bar,
+            concurrency=spec.concurrency, grace_s=spec.stop_grace_s, run_timeout_s=spec.run_timeout_s,
+            retry_failed=retry_failed, poll_s=spec.poll_s or (0.5 if kind == "local" else 5.0),
+        )  # fmt: skip
+        bar.total = runner.prepare()
         _keep_file(opened)
-        with shared.judge_keys(spec.judge if _works(opened, retry_failed) else None, folder) as judge:
-            if spec.prepare is not None and (prepared := shared.prepare_once(spec.prepare, folder)):
-                print(prepared, file=sys.stderr)
-            check = _check if kind == "local" else _no_check
-            runs = plan.plan(opened.file, _shared(opened.file, folder, judge), check) if judge else opened.runs
-            bar = view.SweepView(folder, spec.concurrency)
-            runner = Runner(
-                spec.name, runs, folder, submitter, bar,
-                concurrency=spec.concurrency, grace_s=spec.stop_grace_s, run_timeout_s=spec.run_timeout_s,
-                retry_failed=retry_failed, poll_s=0.5 if kind == "local" else 5.0,
-            )  # fmt: skip
-            bar.total = runner.prepare()
-            _tell_begin(runner.records, bar.total, folder)
-            with bar:
-                try:
-                    runner.run()
-                finally:
-                    _write(opened, runner.records)
+        _tell_begin(runner.records, bar.total, folder)
+        with bar:
+            try:
+                runner.run()
+            finally:
+                _write(opened, runner.records)
     show_summary(opened)
     return _tell_failed(opened, runner.records)
 

@@ -99,6 +99,9 @@ class SweepSpec(Section):
     )
     run_timeout_s: Positive | None = Field(default=None, description="a run that takes longer is stopped, and failed")
     stop_grace_s: Positive = Field(default=120.0, description="time for a run to save its state when it is stopped")
+    poll_s: Positive | None = Field(
+        default=None, description="seconds between two looks at the runs; null: 0.5 here, 5 with Ray and Slurm"
+    )
     ray_address: str = Field(
         default="http://127.0.0.1:8265", pattern=r"^https?://", description="dashboard of the Ray cluster, for ray"
     )
