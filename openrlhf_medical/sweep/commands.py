@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -21,9 +20,9 @@ from openrlhf_medical.config import RunConfig, check_hardware
 from openrlhf_medical.errors import StuckError, UserError
 from openrlhf_medical.sweep import plan, shared, view
 from openrlhf_medical.sweep.folder import Record, State, SweepFolder
-from openrlhf_medical.sweep.runner import Runner, stop_all
+from openrlhf_medical.sweep.runner import Runner, stop_jobs
 from openrlhf_medical.sweep.spec import SweepFile, SweepSpec, read_sweep
-from openrlhf_medical.sweep.submitters import JobState, LocalSubmitter, Submitter
+from openrlhf_medical.sweep.submitters import LocalSubmitter, Submitter
 from openrlhf_medical.sweep.summary import FAILED, summarise, write_summary
 
 SHOWN_METRICS = 3
@@ -230,30 +229,21 @@ def stop(opened: Sweep) -> list[str]:
     """Ends the sweep that works on the folder, if any, and all its runs; returns the names of those.
 
     Raises:
-        UserError: it works on another machine. StuckError: it does not end.
+        UserError: it works on another machine. StuckError: something does not end.
     """
     folder, spec = opened.folder, opened.spec
-    under_way = [name for name, record in opened.records().items() if record.state is State.RUNNING]
-    deadline = time.monotonic() + spec.stop_grace_s + _AFTER_GRACE_S
+    under_way = {name: record for name, record in opened.records().items() if record.state is State.RUNNING}
+    patience_s = spec.stop_grace_s + _AFTER_GRACE_S
     if (holder := folder.holder()) is not None:
         if holder.get("host") != socket.gethostname():
             raise UserError(f"the sweep is process {holder.get('pid')} on {holder.get('host')}: call this there")
         os.kill(int(holder["pid"]), signal.SIGTERM)
-        _wait(lambda: folder.holder() is None, deadline, f"the sweep (process {holder['pid']})")
+        deadline = time.monotonic() + patience_s
+        while folder.holder() is not None:
+            if time.monotonic() > deadline:
+                raise StuckError(f"the sweep (process {holder['pid']}) has not ended {patience_s:g} s after SIGTERM")
+            time.sleep(_STOP_POLL_S)
     with folder.lock():
-        for kind in sorted({folder.record(name).submitter or "" for name in under_way}):
-            submitter = submitter_of(kind, spec)
-            for name in stop_all(folder, under_way, submitter):
-                _wait(functools.partial(_has_ended, submitter, folder.record(name).job_id or ""), deadline, name)
-    return under_way
-
-
-def _has_ended(submitter: Submitter, job_id: str) -> bool:
-    return submitter.poll([job_id])[job_id].state in (JobState.ENDED, JobState.GONE)
-
-
-def _wait(done: Any, deadline: float, who: str) -> None:
-    while not done():
-        if time.monotonic() > deadline:
-            raise StuckError(f"{who} has not ended after it was told to")
-        time.sleep(_STOP_POLL_S)
+        for kind in sorted({record.submitter or "local" for record in under_way.values()}):
+            stop_jobs(folder, submitter_of(kind, spec), list(under_way), patience_s)
+    return list(under_way)

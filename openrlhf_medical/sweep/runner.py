@@ -22,6 +22,7 @@ MAY_DIFFER = ("judge.urls",)
 """Keys to which a later call of the same sweep may give other values: a judge that was started again."""
 
 _SILENCE_S = 600.0
+_STOP_POLL_S = 0.5
 _AFTER_GRACE_S = 60.0
 
 
@@ -163,14 +164,12 @@ class Runner:
         return ended
 
     def _settle(self, name: str, seen: Seen) -> None:
-        folder = self._folder
-        state, reason = outcome(
-            seen, read_json(folder.exit_file(name)), folder.status(name), folder.last_words(name)
-        )  # fmt: skip
-        if name in self._told_to_stop and state is not State.FINISHED:
-            state, reason = State.FAILED, f"stopped after run_timeout_s ({self._run_timeout_s:g} s)"
-        self._note(name, replace(self.records[name], state=state, ended=self._clock(), reason=reason))
-        self._view.ended(name, self.records[name])
+        record = settled(self._folder, name, self.records[name], seen, self._clock())
+        if name in self._told_to_stop and record.state is not State.FINISHED:
+            reason = f"stopped after run_timeout_s ({self._run_timeout_s:g} s)"
+            record = replace(record, state=State.FAILED, reason=reason)
+        self._note(name, record)
+        self._view.ended(name, record)
 
     def _watch_time(self, name: str) -> None:
         record = self.records[name]
@@ -232,12 +231,37 @@ def _undisturbed() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def stop_all(folder: SweepFolder, runs: Sequence[str], submitter: Submitter) -> list[str]:
-    """Stops the jobs that are under way with this submitter; returns the names of their runs."""
-    stopped = []
-    for name in runs:
-        record = folder.record(name)
-        if record.state is State.RUNNING and record.submitter == submitter.kind and record.job_id:
-            submitter.stop(record.job_id)
-            stopped.append(name)
-    return stopped
+def settled(folder: SweepFolder, name: str, record: Record, seen: Seen, now: float) -> Record:
+    """The record of a run whose job is no more."""
+    ended = read_json(folder.exit_file(name))
+    state, reason = outcome(seen, ended, folder.status(name), folder.last_words(name))
+    return replace(record, state=state, ended=now, reason=reason)
+
+
+def stop_jobs(
+    folder: SweepFolder,
+    submitter: Submitter,
+    runs: Sequence[str],
+    deadline_s: float,
+    clock: Callable[[], float] = time.time,
+    sleep: Callable[[float], object] = time.sleep,
+) -> None:
+    """Stops what is under way at this place, without a runner, and writes down how it ended.
+
+    Raises StuckError that names what has not ended in time.
+    """
+    left = {name: record for name in runs if (record := folder.record(name)).state is State.RUNNING
+            and record.submitter == submitter.kind and record.job_id}  # fmt: skip
+    for record in left.values():
+        submitter.stop(record.job_id or "")
+    deadline = clock() + deadline_s
+    while left:
+        seen = submitter.poll([record.job_id or "" for record in left.values()])
+        for name, record in list(left.items()):
+            if (found := seen[record.job_id or ""]).state in (JobState.ENDED, JobState.GONE):
+                folder.save(name, settled(folder, name, record, found, clock()))
+                del left[name]
+        if left and clock() > deadline:
+            raise StuckError(f"{', '.join(left)} did not end {deadline_s:g} s after they were told to")
+        if left:
+            sleep(_STOP_POLL_S)

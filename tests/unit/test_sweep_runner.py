@@ -17,7 +17,7 @@ from openrlhf_medical.errors import RunError, StuckError, UserError
 from openrlhf_medical.sweep.folder import Record, State, SweepFolder
 from openrlhf_medical.sweep.outcome import outcome
 from openrlhf_medical.sweep.plan import PlannedRun, plan
-from openrlhf_medical.sweep.runner import Runner, stop_all
+from openrlhf_medical.sweep.runner import Runner, stop_jobs
 from openrlhf_medical.sweep.spec import read_sweep
 from openrlhf_medical.sweep.submitters import Job, JobState, Seen
 from openrlhf_medical.sweep.view import duration, time_left
@@ -194,7 +194,8 @@ def test_jobs_that_outlive_the_sweep_are_found_again(tmp_path: Path) -> None:
         own.run()
     folder = SweepFolder(tmp_path / "s")
     assert [folder.record(run.name).state for run in runs] == [State.RUNNING] * 2
-    assert stop_all(folder, [run.name for run in runs], place) == ["v0-seed1", "v1-seed1"]
+    stop_jobs(folder, place, [run.name for run in runs], 60, sleep=lambda s: None)
+    assert [folder.record(run.name).state for run in runs] == [State.INTERRUPTED] * 2
     assert done(tmp_path, runs, place) == {"v0-seed1": State.FINISHED, "v1-seed1": State.FINISHED}
     assert place.submitted == ["v0-seed1", "v1-seed1"] * 2, "what was stopped goes on with the next call"
 
