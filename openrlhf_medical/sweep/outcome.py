@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from typing import Any
 
 from openrlhf_medical.sweep.folder import State
 from openrlhf_medical.sweep.submitters import JobState, Seen
 
-STOPPED_CODES = (130, 143)
-"""128 + SIGINT and 128 + SIGTERM."""
+STOPPED_CODES = tuple(128 + number for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM))
+"""Of a run that saved its state because it was told to."""
 
 
 def outcome(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openrlhf_medical.errors import RunError, UserError
-from openrlhf_medical.sweep.outcome import STOPPED_CODES
 from openrlhf_medical.sweep.submitters import Job, JobState, Seen
 
 if TYPE_CHECKING:
@@ -112,10 +112,10 @@ class SlurmSubmitter:
             return Seen(JobState.GONE)
         told = dict(word.split("=", 1) for word in words if "=" in word)
         if told.get("JobState", "").startswith("CANCELLED"):
-            return Seen(JobState.ENDED, STOPPED_CODES[1])
+            return Seen(JobState.ENDED, 128 + signal.SIGTERM)
         if told.get("JobState") in _KNOWN_END:
-            code, _, signum = told.get("ExitCode", "0:0").partition(":")
-            return Seen(JobState.ENDED, int(code) or (128 + int(signum) if int(signum) else 0))
+            code, _, number = told.get("ExitCode", "0:0").partition(":")
+            return Seen(JobState.ENDED, int(code) or (128 + int(number) if int(number) else 0))
         return Seen(JobState.ENDED)  # TIMEOUT, NODE_FAIL …: the run's own files say how far it came
 
     def stop(self, job_id: str) -> None:

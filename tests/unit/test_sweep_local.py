@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from openrlhf_medical.cli import app
-from openrlhf_medical.errors import UserError
+from openrlhf_medical.errors import RunError, UserError
+from openrlhf_medical.sweep import shared
 from openrlhf_medical.sweep.folder import SweepFolder
+from openrlhf_medical.sweep.shared import data_keys, judge_keys, prepare_once
+from openrlhf_medical.sweep.spec import Prepare, SharedJudge
 from openrlhf_medical.sweep.submitters import Job, JobState, LocalSubmitter
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +125,45 @@ def test_one_sweep_at_a_time(tmp_path: Path) -> None:
     assert folder.holder() is None
     with folder.lock():
         pass
+
+
+def test_data_is_prepared_once_and_never_exchanged(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    prepare = Prepare(num_samples=40)
+    assert "synthetic" in str(prepare_once(prepare, folder))
+    train = Path(data_keys(prepare, folder)["data.train"])
+    before = train.read_bytes()
+    assert prepare_once(prepare, folder) is None
+    with pytest.raises(UserError, match=r"prepared otherwise \(seed was 0\)"):
+        prepare_once(Prepare(num_samples=40, seed=1), folder)
+    assert train.read_bytes() == before and data_keys(None, folder) == {}
+
+
+def test_a_judge_that_does_not_start_ends_the_sweep(tmp_path: Path) -> None:
+    judge = SharedJudge(options=("--max-queue", "none"))
+    with pytest.raises(RunError, match="max-queue"), judge_keys(judge, SweepFolder(tmp_path)):
+        pass
+    with judge_keys(SharedJudge(urls=("http://a:1",)), SweepFolder(tmp_path)) as keys:
+        assert keys == {"judge.urls": ["http://a:1"]}
+    with judge_keys(None, SweepFolder(tmp_path)) as keys:
+        assert keys == {}
+
+
+def test_a_judge_takes_another_port_where_its_own_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    @contextlib.contextmanager
+    def kept_running(log_file: Path, port: int, **options: object) -> Iterator[str]:
+        asked.append(port)
+        if port == 1:
+            raise RuntimeError("taken")
+        yield f"http://127.0.0.1:{port or len(asked)}"
+
+    monkeypatch.setattr(shared, "kept_running", kept_running)
+    folder = SweepFolder(tmp_path)
+    for expected in ([0], [0, 1, 0], [0, 1, 0, 3]):  # a free one, another in its place, and that one again
+        with judge_keys(SharedJudge(), folder) as keys:
+            assert asked == expected and keys == {"judge.urls": [f"http://127.0.0.1:{3 if len(asked) > 1 else 1}"]}
 
 
 def sweep_file(folder: Path, **keys: object) -> Path:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openrlhf_medical.config import load_config
 from openrlhf_medical.errors import UserError
 from openrlhf_medical.sweep.plan import PlannedRun, plan
-from openrlhf_medical.sweep.spec import NAME, SweepFile, read_sweep
+from openrlhf_medical.sweep.spec import NAME, SweepFile, SweepSpec, read_sweep
 
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "configs" / "tiny.yaml")
@@ -213,6 +214,15 @@ def test_commands(tmp_path: Path) -> None:
     assert runs["b-seed1"].words(config, folder) == ["true"]
     train = runs["b-seed2"].words(config, folder)
     assert train[1:] == ["-m", "openrlhf_medical", "train", "--config", str(config), "--resume", "auto"]
+
+
+def test_every_key_stands_in_a_shipped_sweep_to_be_found() -> None:
+    text = (ROOT / "configs" / "sweeps" / "ablations.yaml").read_text()
+    shown = set(re.findall(r"^(?:# )?([a-z_]+):", text, re.MULTILINE))
+    assert shown == SweepSpec.model_fields.keys()
+    lines = [line.removeprefix("# ") for line in text.partition("What else a sweep may say:\n#\n")[2].splitlines()]
+    others = yaml.safe_load("\n".join(lines))
+    SweepSpec.model_validate_json(json.dumps({"name": "a", "base": "b", "seeds": [1]} | others), strict=True)
 
 
 def test_shipped_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
