@@ -9,17 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from openrlhf_medical.config import config_from, dump_config
-from openrlhf_medical.config.schema import config_schema_keys
-from openrlhf_medical.config.sources import read_file
+from openrlhf_medical.config import dump_config, load_config
 from openrlhf_medical.errors import RunError, StuckError, UserError
+from openrlhf_medical.resuming import differences
 from openrlhf_medical.sweep.folder import Record, State, SweepFolder, read_json, write_text
 from openrlhf_medical.sweep.outcome import outcome
 from openrlhf_medical.sweep.plan import PlannedRun
 from openrlhf_medical.sweep.submitters import Job, JobState, Seen, Submitter
-
-MAY_DIFFER = ("judge.urls",)
-"""Keys to which a later call of the same sweep may give other values: a judge that was started again."""
 
 _SILENCE_S = 600.0
 _STOP_POLL_S = 0.5
@@ -75,7 +71,7 @@ class Runner:
             if run.config is None:
                 self._note(name, Record(State.INVALID, attempt=record.attempt, reason=run.problem))
                 continue
-            if record.state in (State.FINISHED, State.INTERRUPTED, State.RUNNING):
+            if record.state in (State.FINISHED, State.RUNNING):  # of one that goes on, train itself sees to it
                 self._refuse_changed(run)
             if record.state is State.RUNNING and record.submitter != self._submitter.kind:
                 raise UserError(f"{name} is under way with --submit {record.submitter}: go on with that, or end it "
@@ -200,24 +196,18 @@ class Runner:
         self._folder.save(name, record)
 
     def _refuse_changed(self, run: PlannedRun) -> None:
-        """A run that has begun goes on, or counts, only with the configuration that it began with."""
+        """A run counts, or is watched, only with what it was trained with."""
         assert run.config is not None
         file = self._folder.config_file(run.name)
         if not file.exists() or file.read_text(encoding="utf-8") == dump_config(run.config):
             return
-        then = config_from(read_file(file))
-        different = []
-        for key in config_schema_keys():
-            values = []
-            for value in (then, run.config):
-                for part in key.split("."):
-                    value = getattr(value, part)
-                values.append(value)
-            if values[0] != values[1] and key not in MAY_DIFFER:
-                different.append(f"{key} was {values[0]} and is now {values[1]}")
-        if different:
+        then = load_config(file)
+        changed = differences(then, run.config)
+        if then.run.steps != run.config.run.steps:  # what may change when a run goes on, but this one does not
+            changed.append(f"run.steps was {then.run.steps} and is {run.config.run.steps}")
+        if changed:
             raise UserError(f"{run.name} is {self.records[run.name].state} with another configuration ({file}): "
-                            f"{'; '.join(different)}; give the sweep another name, or move that run's folder and its "
+                            f"{'; '.join(changed)}; give the sweep another name, or move that run's folder and its "
                             "files in jobs away")  # fmt: skip
 
 

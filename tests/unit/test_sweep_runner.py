@@ -222,10 +222,12 @@ def test_a_run_that_has_begun_goes_on_only_with_its_configuration(tmp_path: Path
     done(tmp_path, planned(tmp_path, 1, common={"judge.urls": ["http://127.0.0.1:1"]}), place)
     moved = planned(tmp_path, 1, common={"judge.urls": ["http://127.0.0.1:2"]})
     assert done(tmp_path, moved, place) == {"v0-seed1": State.FINISHED}, "a judge may be elsewhere the next time"
-    with pytest.raises(
-        UserError, match=r"v0-seed1 is finished with another configuration.*run.steps was 2 and is now 3"
-    ):
+    with pytest.raises(UserError, match=r"v0-seed1 is finished with another configuration.*run.steps was 2 and is 3"):
         runner(tmp_path, planned(tmp_path, 1, common={"run.steps": 3}), place).prepare()
+    patient = planned(tmp_path, 1, common={"run.sync_timeout_s": 9})
+    assert done(tmp_path, patient, place) == {"v0-seed1": State.FINISHED}, "nor does a deadline change what was trained"
+    with pytest.raises(UserError, match=r"game.cot was True and is False"):
+        runner(tmp_path, planned(tmp_path, 1, common={"game.cot": False}), place).prepare()
     with pytest.raises(UserError, match=r"v0-seed1 is finished, but cannot be started any more"):
         runner(tmp_path, planned(tmp_path, 2, variants={"v0": {"game.cott": 1}, "v1": {}}), place).prepare()
 
