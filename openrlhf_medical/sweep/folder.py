@@ -5,6 +5,7 @@
   ``jobs/<run>.yaml``  its resolved configuration
   ``jobs/<run>.log``   what it said
   ``jobs/<run>.json``  its state, the job that it is, how often it was tried
+  ``jobs/token``       part of the names of its jobs
   ``jobs/<run>.exit.json``  how it ended, written by ``sweep.job`` beside it
   ``data/``            the shared data set; ``judge.log``, ``judge.json`` the shared judge
   ``sweep.json``, ``summary.csv``, ``summary.html``
@@ -16,6 +17,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -70,6 +72,13 @@ class SweepFolder:
 
     def exit_file(self, run: str) -> Path:
         return self.jobs / f"{run}.exit.json"
+
+    def token(self) -> str:
+        """Six letters that tell this sweep's jobs from those of another folder with a sweep of the same name."""
+        file = self.jobs / "token"
+        if not file.exists():
+            write_text(file, secrets.token_hex(3) + "\n")
+        return file.read_text(encoding="utf-8").strip()
 
     def record(self, run: str) -> Record:
         found = read_json(self.jobs / f"{run}.json")

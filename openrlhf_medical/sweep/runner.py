@@ -121,7 +121,7 @@ class Runner:
         if run.command is not None:
             folder.run_folder(name).mkdir(exist_ok=True)  # train makes its own
         job = Job(
-            name=f"{self._sweep}.{name}.{attempt}",
+            name=f"{self._sweep}-{folder.token()}.{name}.{attempt}",
             words=run.words(folder.config_file(name), folder.run_folder(name)),
             config=run.config if run.command is None else None,
             config_file=folder.config_file(name),

@@ -5,22 +5,19 @@ The runs are small programs: that ``train`` runs as a job of either is tested in
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
-from local_slurm import slurm, why_not
+from test_ray_jobs import head  # noqa: F401  (a fixture)
+from test_slurm import cluster  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,42 +33,6 @@ row = {"step": 0, "assessor/balanced_accuracy": int(sys.argv[3]) / 10}
 """
 
 
-@contextlib.contextmanager
-def real_slurm() -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
-    if reason := why_not():
-        assert "CI" not in os.environ, reason
-        pytest.skip(reason)
-    with slurm(("a",)) as cluster:
-        yield "slurm", {}, {**cluster.environment, "PYTHONPATH": str(ROOT)}
-
-
-@contextlib.contextmanager
-def real_ray() -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
-    ports = []
-    for _ in range(3):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    environment.pop("RAY_ADDRESS", None)
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        head = subprocess.Popen(
-            [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=8", "--num-gpus=1",
-             f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={ports[2]}",
-             f"--temp-dir={folder}", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        try:
-            yield "ray", {"ray_address": f"http://127.0.0.1:{ports[1]}"}, environment
-        finally:
-            head.terminate()  # --block ends all of this node's processes
-            try:
-                head.wait(60)
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(head.pid, signal.SIGKILL)
-
-
 def wait(done: Callable[[], object], what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not done():
@@ -79,58 +40,65 @@ def wait(done: Callable[[], object], what: str, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("place", [real_slurm, real_ray])
-def test_jobs_outlive_the_sweep_are_found_again_and_are_stopped(place, tmp_path):
-    with place() as (kind, keys, environment):
-        content = {
-            "name": "s", "dir": str(tmp_path), "base": "configs/tiny.yaml", "seeds": [1], "concurrency": 3, **keys,
-            "variants": {"quick": {}, "waits": {}, "broken": {}}, "poll_s": 0.5, "stop_grace_s": 20,
-            "command": ["{python}", "-c", PROGRAM, "{folder}", "quick", "3"],
-            "commands": {"waits": ["{python}", "-c", PROGRAM, "{folder}", "waits", "4"],
-                         "broken": ["{python}", "-c", "raise SystemExit('on purpose')"]},
-        }  # fmt: skip
-        path, folder = tmp_path / "s.yaml", tmp_path / "s"
-        path.write_text(yaml.safe_dump(content))
+def test_slurm(cluster, tmp_path):  # noqa: F811
+    outlive_and_are_found("slurm", {}, {**cluster.environment, "PYTHONPATH": str(ROOT)}, tmp_path)
 
-        def call(*words: object) -> subprocess.Popen[str]:
-            program = [sys.executable, "-m", "openrlhf_medical", "sweep"]
-            return subprocess.Popen([*program, *map(str, words)], cwd=ROOT, env=environment, text=True,
-                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
-        def states() -> dict[str, str]:
-            found = {}
-            for run in ("quick", "waits", "broken"):
-                file = folder / "jobs" / f"{run}-seed1.json"
-                found[run] = json.loads(file.read_text())["state"] if file.exists() else "pending"
-            return found
+def test_ray(head, tmp_path):  # noqa: F811
+    outlive_and_are_found("ray", {"ray_address": head[0]}, dict(os.environ), tmp_path)
 
-        first = call("--config", path, "--submit", kind)
-        begun = folder / "waits-seed1" / "begun"
-        wait(lambda: first.poll() is not None or (begun.exists() and states()["quick"] == "finished"
-             and states()["broken"] == "failed"), "the first runs")  # fmt: skip
-        first.kill()
-        assert begun.exists(), first.communicate()[1][-3000:]
-        first.communicate()
-        assert states() == {"quick": "finished", "waits": "running", "broken": "failed"}
 
-        again = call("--config", path, "--submit", kind)
-        assert "1 finished before, 1 failed, 1 to do" in str(again.stderr and again.stderr.readline())
-        time.sleep(2)
-        assert again.poll() is None, "it watches the job of the sweep that was killed"
-        again.send_signal(signal.SIGINT)
-        told = again.communicate(timeout=60)[1]
-        assert again.returncode == 130 and "jobs that are under way go on" in told and "started" not in told
-        assert states()["waits"] == "running"
+def outlive_and_are_found(kind: str, keys: dict[str, Any], environment: dict[str, str], tmp_path: Path) -> None:
+    """Jobs go on when the sweep is killed; the next one watches them and starts none twice; stop ends them."""
+    content = {
+        "name": "s", "dir": str(tmp_path), "base": "configs/tiny.yaml", "seeds": [1], "concurrency": 3, **keys,
+        "variants": {"quick": {}, "waits": {}, "broken": {}}, "poll_s": 0.5, "stop_grace_s": 20,
+        "command": ["{python}", "-c", PROGRAM, "{folder}", "quick", "3"],
+        "commands": {"waits": ["{python}", "-c", PROGRAM, "{folder}", "waits", "4"],
+                     "broken": ["{python}", "-c", "raise SystemExit('on purpose')"]},
+    }  # fmt: skip
+    path, folder = tmp_path / "s.yaml", tmp_path / "s"
+    path.write_text(yaml.safe_dump(content))
 
-        stopped = call("stop", folder)
-        assert stopped.communicate(timeout=120)[1] == "stopped: waits-seed1\n"
-        assert states()["waits"] == "interrupted"
+    def call(*words: object) -> subprocess.Popen[str]:
+        program = [sys.executable, "-m", "openrlhf_medical", "sweep"]
+        return subprocess.Popen([*program, *map(str, words)], cwd=ROOT, env=environment, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
-        last = call("--config", path, "--submit", kind)
-        told = last.communicate(timeout=120)[1]
-        assert last.returncode == 1, told
-        assert "started waits-seed1 (try 2)" in told and "started quick" not in told
-        assert "failed: broken-seed1: exit code 1: on purpose" in told
-        assert states() == {"quick": "finished", "waits": "finished", "broken": "failed"}
-        summary = {v["name"]: v for v in json.loads((folder / "sweep.json").read_text())["variants"]}
-        assert summary["waits"]["figures"]["assessor/balanced_accuracy"]["mean"] == 0.4
+    def states() -> dict[str, str]:
+        found = {}
+        for run in ("quick", "waits", "broken"):
+            file = folder / "jobs" / f"{run}-seed1.json"
+            found[run] = json.loads(file.read_text())["state"] if file.exists() else "pending"
+        return found
+
+    first = call("--config", path, "--submit", kind)
+    begun = folder / "waits-seed1" / "begun"
+    wait(lambda: first.poll() is not None or (begun.exists() and states()["quick"] == "finished"
+         and states()["broken"] == "failed"), "the first runs")  # fmt: skip
+    first.kill()
+    assert begun.exists(), first.communicate()[1][-3000:]
+    first.communicate()
+    assert states() == {"quick": "finished", "waits": "running", "broken": "failed"}
+
+    again = call("--config", path, "--submit", kind)
+    assert "1 finished before, 1 failed, 1 to do" in str(again.stderr and again.stderr.readline())
+    time.sleep(2)
+    assert again.poll() is None, "it watches the job of the sweep that was killed"
+    again.send_signal(signal.SIGINT)
+    told = again.communicate(timeout=60)[1]
+    assert again.returncode == 130 and "jobs that are under way go on" in told and "started" not in told
+    assert states()["waits"] == "running"
+
+    stopped = call("stop", folder)
+    assert stopped.communicate(timeout=120)[1] == "stopped: waits-seed1\n"
+    assert states()["waits"] == "interrupted"
+
+    last = call("--config", path, "--submit", kind)
+    told = last.communicate(timeout=120)[1]
+    assert last.returncode == 1, told
+    assert "started waits-seed1 (try 2)" in told and "started quick" not in told
+    assert "failed: broken-seed1: exit code 1: on purpose" in told
+    assert states() == {"quick": "finished", "waits": "finished", "broken": "failed"}
+    summary = {v["name"]: v for v in json.loads((folder / "sweep.json").read_text())["variants"]}
+    assert summary["waits"]["figures"]["assessor/balanced_accuracy"]["mean"] == 0.4

@@ -250,7 +250,7 @@ def test_what_takes_too_long_is_stopped_and_failed(tmp_path: Path) -> None:
 def test_what_does_not_even_stop_is_named(tmp_path: Path) -> None:
     place = Place({"v0-seed1": [(10**6, 0)]})
     place.stop = lambda job_id: None  # type: ignore[method-assign]
-    with pytest.raises(StuckError, match=r"v0-seed1 took longer .*job s.v0-seed1.1"):
+    with pytest.raises(StuckError, match=r"v0-seed1 took longer .*job s-[0-9a-f]{6}.v0-seed1.1"):
         done(tmp_path, planned(tmp_path, 1), place, run_timeout_s=20.0)
 
 
@@ -263,6 +263,16 @@ def test_a_place_may_be_silent_for_a_while_but_not_for_ever(tmp_path: Path) -> N
     place.silent = 10**6
     with pytest.raises(RunError, match="nobody answers; runs that are under way there go on"):
         done(tmp_path / "other", runs, place)
+
+
+def test_sweeps_of_the_same_name_in_other_folders_have_other_jobs(tmp_path: Path) -> None:
+    names = set()
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        place = Place({"v0-seed1": [(1, 0)]})
+        done(tmp_path / part, planned(tmp_path / part, 1), place)
+        names |= place.jobs.keys()
+    assert len(names) == 2
 
 
 def test_a_job_that_is_refused_is_a_failed_run(tmp_path: Path) -> None:
