@@ -84,7 +84,7 @@ def test_policies_really_learn(layout, request):
 @pytest.mark.parametrize("layout", ["separate", "shared"])
 def test_run_directory(layout, request):
     folder, _ = request.getfixturevalue(layout)
-    for name in ("config.yaml", "environment.json", "metrics.jsonl", "games.jsonl", "run.log", "judge.log"):
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "games.jsonl", "run.log", "judge.log", "report.html"):
         assert (folder / name).exists(), name
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["openrlhf"] == "0.11.2"
@@ -122,6 +122,7 @@ def test_console_ends_with_a_table(separate):
     folder, done = separate
     assert "always Harmful" in done.stdout
     assert str(folder) in done.stdout
+    assert done.stdout.splitlines()[-1] == f"The report is {folder / 'report.html'}"
     assert "Traceback" not in done.stderr
 
 

@@ -20,7 +20,7 @@ ROOMS = (
         "judge.audit.gold_watch",
         "cli",
     ),
-    *("health", "rollout.pool"),
+    *("health", "rollout.pool", "report.write"),
 )
 
 
