@@ -84,8 +84,9 @@ def test_policies_really_learn(layout, request):
 @pytest.mark.parametrize("layout", ["separate", "shared"])
 def test_run_directory(layout, request):
     folder, _ = request.getfixturevalue(layout)
-    for name in ("config.yaml", "environment.json", "metrics.jsonl", "games.jsonl", "run.log", "judge.log", "report.html"):
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "games.jsonl", "run.log", "judge.log"):
         assert (folder / name).exists(), name
+    assert "Content-Security-Policy" in (folder / "report.html").read_text(encoding="utf-8")
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["openrlhf"] == "0.11.2"
     for row in training_steps(folder):
