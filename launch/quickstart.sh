@@ -40,4 +40,4 @@ fi
 name=quickstart-$policy-$(date +%Y%m%d-%H%M%S)
 .venv/bin/openrlhf-medical train --config configs/quickstart.yaml --run.name "$name" --roles.policy "$policy" \
   --data.train "$data/train.jsonl" --data.val "$data/val.jsonl" ${options[@]+"${options[@]}"}
-echo "quickstart: done after $((SECONDS - started)) s"
+echo "quickstart: done after $((SECONDS - started)) s; open runs/$name/report.html"

@@ -86,6 +86,7 @@ def test_run_directory(layout, request):
     folder, _ = request.getfixturevalue(layout)
     for name in ("config.yaml", "environment.json", "metrics.jsonl", "games.jsonl", "run.log", "judge.log"):
         assert (folder / name).exists(), name
+    assert "Content-Security-Policy" in (folder / "report.html").read_text(encoding="utf-8")
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["openrlhf"] == "0.11.2"
     for row in training_steps(folder):
@@ -122,6 +123,7 @@ def test_console_ends_with_a_table(separate):
     folder, done = separate
     assert "always Harmful" in done.stdout
     assert str(folder) in done.stdout
+    assert done.stdout.splitlines()[-1] == f"The report is {folder / 'report.html'}"
     assert "Traceback" not in done.stderr
 
 

@@ -21,6 +21,7 @@ ROOMS = (
         "cli",
     ),
     *("health", "rollout.pool", "plan.command_line", "sweep.plan"),
+    *("health", "rollout.pool", "report.write"),
 )
 
 

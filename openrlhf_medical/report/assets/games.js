@@ -16,7 +16,8 @@ async function startGames() {
   let wait = 0;
   $("filters").addEventListener("input", (event) => {
     clearTimeout(wait);
-    wait = setTimeout(() => filter(), event.target.id === "filter-text" ? 250 : 0);
+    if (event.target.id === "filter-text") wait = setTimeout(() => filter(), 250);
+    else filter();
   });
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("clear-filters").addEventListener("click", () => {
