@@ -86,7 +86,8 @@ class StopSignals:
         self.requested = signal.Signals(number)
         if not self._deferred:
             raise Interrupted(self.requested)
-        os.write(2, f"\n{self.requested.name}: the run ends as soon as its state is saved; Ctrl-C "
-                    "(once more) ends it at once\n".encode())  # fmt: skip
+        with contextlib.suppress(OSError):  # nobody may be reading any more
+            os.write(2, f"\n{self.requested.name}: the run ends as soon as its state is saved; Ctrl-C (once more) "
+                        "ends it at once\n".encode())  # fmt: skip
         if self._stop is not None:
             self._stop()
