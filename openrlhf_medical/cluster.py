@@ -205,7 +205,7 @@ def why_dead(error: BaseException) -> str:
     """Ray's reason without the numbers before it, on one line."""
     text = " ".join(str(error).split())
     reason = text.rpartition("The actor is dead because ")[2].removeprefix("its worker process has died. ")
-    return reason[:300].rstrip(". ")
+    return reason.partition(" Some common causes include")[0][:300].rstrip(". ")
 
 
 def whereabouts(reference: Any, error: BaseException | None = None) -> str:

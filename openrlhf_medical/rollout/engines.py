@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import shutil
 import tempfile
@@ -112,7 +113,7 @@ class _Engine(RolloutRayActor.__ray_metadata__.modified_class):
     async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         # What depends on the machine depends on this one, not on the driver's.
         await super().__init__(*args, **{**kwargs, **devices.engine_arguments()})
-        await self.llm.collective_rpc("end_with_parent")
+        await self.llm.collective_rpc("end_with", args=(os.getpid(),))
         self._stamp: WeightStamp | None = None
         self._adapters: dict[str, Adapter] = {}
         self._adapter_count = 0

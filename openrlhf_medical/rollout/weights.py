@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from openrlhf_medical import devices
@@ -132,17 +133,22 @@ class WeightReceiver:
     device: torch.device
     model_runner: Any
 
-    def end_with_parent(self) -> None:
-        """vLLM's engine process would outlive an actor that is killed, and hold its memory for ever. The parent of
-        a tensor-parallel worker is Ray's own daemon; it ends with that."""
-        parent = os.getppid()
+    def end_with(self, actor: int) -> None:
+        """End this worker once the engine's actor, of that process id, or anything between the two has ended.
+
+        vLLM's engine process would outlive an actor that is killed, and hold its memory for ever; it ends in turn
+        when its worker does. A tensor-parallel worker that Ray started, here or elsewhere, ends with its parent.
+        """
+        above = psutil.Process().parents()
+        pids = [process.pid for process in above]
+        watched = above[: pids.index(actor) + 1] if actor in pids else above[:1]
 
         def watch() -> None:
-            while os.getppid() == parent:
+            while all(each.is_running() and "zombie" not in str(each) for each in watched):
                 time.sleep(PARENT_CHECK_S)
             os._exit(1)
 
-        threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+        threading.Thread(target=watch, name="end-with-actor", daemon=True).start()
 
     def join_weight_group(self, address: str, port: int, rank_offset: int, world_size: int, shares_gpu: bool) -> None:
         rank = torch.distributed.get_rank() + rank_offset

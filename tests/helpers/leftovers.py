@@ -20,7 +20,7 @@ GRACE_S = 20.0
 """For what is just ending: a judge's resource tracker, a worker whose Ray has gone."""
 
 _KINDS = re.compile(
-    r"ray::|raylet|gcs_server|/ray/|EngineCore|vllm|serve-judge|uvicorn|multiprocessing.spawn|"
+    r"ray::|raylet|gcs_server|/ray/|EngineCore|VLLM::|vllm|serve-judge|uvicorn|multiprocessing.spawn|"
     r"slurmctld|slurmd|slurmstepd|munged"
 )
 _SHM = Path("/dev/shm")
