@@ -18,7 +18,7 @@ from ray._private.state import actors as actor_table
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from openrlhf_medical import devices
+from openrlhf_medical import devices, shared_memory
 from openrlhf_medical.errors import StuckError, UserError, WorkerDied
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,10 @@ def shut_down() -> None:
     """End Ray in bounded time, whatever its workers are at, and whatever processes of a Ray that we started.
 
     A worker that hangs in foreign code, or was stopped, hears of no orderly end: what is left of our own
-    descendants is killed.
+    descendants is killed, and the shared memory of all of them is removed.
     """
     family = [child for child in psutil.Process().children(recursive=True) if _of_ray(child)]
+    segments = shared_memory.mapped_by(family)
     ending = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
     ending.start()
     ending.join(SHUTDOWN_S)
@@ -92,6 +93,7 @@ def shut_down() -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, LAST_MOMENTS_S)
+    shared_memory.remove(segments)
 
 
 def _of_ray(process: psutil.Process) -> bool:

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import torch
 
-from openrlhf_medical import devices
+from openrlhf_medical import devices, shared_memory
 
 devices.prepare_process()
 
@@ -146,6 +146,7 @@ class WeightReceiver:
         def watch() -> None:
             while all(each.is_running() and "zombie" not in str(each) for each in watched):
                 time.sleep(PARENT_CHECK_S)
+            shared_memory.remove(shared_memory.mapped_by([psutil.Process()]))  # it is the last that has them
             os._exit(1)
 
         threading.Thread(target=watch, name="end-with-actor", daemon=True).start()
