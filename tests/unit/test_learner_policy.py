@@ -230,6 +230,8 @@ def test_a_learner_goes_on_with_the_version_and_the_kl_coefficient_that_it_had(m
     state = json.loads(json.dumps(before.state()))
     after, _ = learner_of(monkeypatch, *words)
     assert after._kl.value == 0.1 != before._kl.value
+    Sent(after, monkeypatch)
+    after.join_engines(1, 1 << 20, shares_gpu=False)
     after.load(state)
     assert after.sync().version == 7 and after._kl.value == before._kl.value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from openrlhf_medical import assembly, casting, layout
 from openrlhf_medical.config import RunConfig, load_config
 from openrlhf_medical.game.players import Role
+from openrlhf_medical.rollout.fleet import Fleet
 
 LAYOUTS = (
     "",
@@ -38,10 +40,11 @@ class Started:
         pg.workers[name] = (num_gpus_per_actor, nodes * per_node)
         return SimpleNamespace(async_init_model_from_pretrained=lambda *_: [])
 
-    def engines(self, spec: Any, count: int, place: Any, gpus_per_engine: float) -> list[Any]:
-        place.workers["engine"] = (gpus_per_engine, count * spec.tensor_parallel_size)
+    def fleet(self, config: RunConfig, spec: Any, title: str, place: Any, gpus_per_engine: float) -> Fleet:
+        place.workers["engine"] = (gpus_per_engine, config.vllm.num_engines * spec.tensor_parallel_size)
         place.adapters = spec.adapters
-        return [SimpleNamespace(weight_stamp=SimpleNamespace(remote=lambda: None))]
+        engine = SimpleNamespace(weight_stamp=SimpleNamespace(remote=lambda: None))
+        return Fleet(title, lambda index: engine, 1, start_timeout_s=0, equip_timeout_s=0)
 
 
 @pytest.fixture
@@ -49,8 +52,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     started = Started()
     for module in (assembly, casting):
         monkeypatch.setattr(module, "reserve", started.reserve)
-        monkeypatch.setattr(module, "start_engines", started.engines)
         monkeypatch.setattr(module, "gather", lambda *_: {})
+    monkeypatch.setattr(casting, "start_fleet", started.fleet)
     monkeypatch.setattr(assembly, "RayActorGroup", started.workers)
     return started
 
@@ -69,7 +72,9 @@ def planned(places: list[layout.Place]) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("words", LAYOUTS, ids=lambda words: words.replace("--", "") or "defaults")
 def test_places(started: Started, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     config = config_of(words)
-    learner = SimpleNamespace(join_engines=lambda *_, **__: None, sync=lambda: None, roles=tuple(Role), engines=[])
+    learner = SimpleNamespace(
+        join_engines=lambda *_, **__: None, sync=lambda: None, roles=tuple(Role), engines=Fleet.none()
+    )
     monkeypatch.setattr(assembly, "Learner", lambda *_, **__: learner)
     starts = dict.fromkeys(Role, "a/b")
     assembly.start_learners(config, starts, 0, casting.engine_spec(config))
@@ -91,7 +96,7 @@ def test_places(started: Started, monkeypatch: pytest.MonkeyPatch, words: str) -
         "--roles.train assessor --roles.opponent checkpoint --roles.checkpoint a",
     ],
 )
-def test_places_of_a_warm_start(started: Started, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+def test_places_of_a_warm_start(started: Started, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str) -> None:
     from openrlhf_medical import warm_start
 
     config = config_of(f"{words} --train.sft_warmup_steps 2")
@@ -103,7 +108,7 @@ def test_places_of_a_warm_start(started: Started, monkeypatch: pytest.MonkeyPatc
 
     assembly_start = assembly.start_pupils
     monkeypatch.setattr(assembly, "start_pupils", start)
-    silent: Any = SimpleNamespace(phase=lambda _: None)
+    silent: Any = SimpleNamespace(phase=lambda _: None, checkpoints=tmp_path, starts_file=tmp_path / "starts.json")
     with pytest.raises(KeyboardInterrupt):
         warm_start.warm_start(config, 0, silent, silent, silent, silent)
     assert [(group.purpose, group.bundles, group.workers) for group in started.groups] == planned(
