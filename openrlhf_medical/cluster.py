@@ -83,7 +83,7 @@ def shut_down() -> None:
     descendants is killed, and the shared memory of all of them is removed.
     """
     family = [child for child in psutil.Process().children(recursive=True) if _of_ray(child)]
-    segments = shared_memory.mapped_by(family)
+    segments = shared_memory.segments_of(family)
     ending = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
     ending.start()
     ending.join(SHUTDOWN_S)

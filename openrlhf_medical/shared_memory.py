@@ -12,17 +12,20 @@ from pathlib import Path
 import psutil
 
 FOLDER = Path("/dev/shm")
-NAMES = ("psm_", "sem.")
-"""Of Python's ``shared_memory`` and of semaphores; Ray's own object store has other names."""
+PREFIX = "psm_"
+"""Of Python's ``shared_memory``. Ray's own object store has other names."""
 
 
-def mapped_by(processes: Iterable[psutil.Process]) -> set[Path]:
-    """Segments of these names that any of the processes has mapped, as far as they still run and are ours to read."""
+def segments_of(processes: Iterable[psutil.Process]) -> set[Path]:
+    """Segments that any of the processes has mapped, as far as they still run and are ours to read, and the
+    semaphores that loky (of joblib, which importing vLLM imports) made for them: those carry the process id."""
     found: set[Path] = set()
     for process in processes:
+        found |= set(FOLDER.glob(f"sem.loky-{process.pid}-*"))
         with contextlib.suppress(psutil.Error, OSError):
-            found |= {path for each in process.memory_maps() if (path := Path(each.path)).parent == FOLDER}
-    return {path for path in found if path.name.startswith(NAMES) and path.exists()}
+            mapped = {Path(each.path) for each in process.memory_maps()}
+            found |= {path for path in mapped if path.parent == FOLDER and path.name.startswith(PREFIX)}
+    return {path for path in found if path.exists()}
 
 
 def remove(segments: Iterable[Path]) -> None:

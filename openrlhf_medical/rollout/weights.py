@@ -139,14 +139,16 @@ class WeightReceiver:
         vLLM's engine process would outlive an actor that is killed, and hold its memory for ever; it ends in turn
         when its worker does. A tensor-parallel worker that Ray started, here or elsewhere, ends with its parent.
         """
-        above = psutil.Process().parents()
+        this = psutil.Process()
+        above = this.parents()
         pids = [process.pid for process in above]
         watched = above[: pids.index(actor) + 1] if actor in pids else above[:1]
+        # All ends of the queues are open by now. Without a name nothing can be left, whoever is killed.
+        shared_memory.remove(shared_memory.segments_of([this, *watched]))
 
         def watch() -> None:
             while all(each.is_running() and "zombie" not in str(each) for each in watched):
                 time.sleep(PARENT_CHECK_S)
-            shared_memory.remove(shared_memory.mapped_by([psutil.Process()]))  # it is the last that has them
             os._exit(1)
 
         threading.Thread(target=watch, name="end-with-actor", daemon=True).start()

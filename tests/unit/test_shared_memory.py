@@ -23,11 +23,11 @@ def test_segments_of_a_process_are_found_and_removed() -> None:
                for _ in range(2)]  # fmt: skip
     mine, others = (shared_memory.FOLDER / holder.stdout.readline().strip() for holder in holders)
     try:
-        found = shared_memory.mapped_by([psutil.Process(holders[0].pid)])
+        found = shared_memory.segments_of([psutil.Process(holders[0].pid)])
         assert found == {mine}
         holders[0].kill()
         holders[0].wait()
-        assert mine.exists() and shared_memory.mapped_by([]) == set()
+        assert mine.exists() and shared_memory.segments_of([]) == set()
         shared_memory.remove(found)
         shared_memory.remove(found)
         assert not mine.exists() and others.exists()
@@ -42,4 +42,14 @@ def test_a_process_that_is_gone_has_none() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     process = psutil.Process(gone.pid)
     gone.wait()
-    assert shared_memory.mapped_by([process]) == set()
+    assert shared_memory.segments_of([process]) == set()
+
+
+def test_semaphores_go_by_the_process_id() -> None:
+    of = psutil.Process()
+    file = shared_memory.FOLDER / f"sem.loky-{of.pid}-test"
+    file.touch()
+    try:
+        assert shared_memory.segments_of([of]) == {file}
+    finally:
+        file.unlink()
