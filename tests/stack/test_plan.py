@@ -49,8 +49,8 @@ def test_placement_groups_are_where_the_plan_says(answer: dict[str, Any]) -> Non
 
 def test_no_place_is_said_at_the_deadline(answer: dict[str, Any]) -> None:
     said = answer["full"]["said"]
-    assert "no place for us within 0.5 s: 2 GPU and CPU needed, 0 GPU and 0 CPU free of 12 and 12" in said
-    assert 0.5 <= answer["full"]["seconds"] < 30
+    assert "no place for us within 2 s: 2 GPU and CPU needed, 0 GPU and 0 CPU free of 12 and 12" in said
+    assert 1.9 <= answer["full"]["seconds"] < 30
 
 
 def test_a_run_that_the_cluster_cannot_hold_is_refused(answer: dict[str, Any]) -> None:

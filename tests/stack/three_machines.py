@@ -74,7 +74,7 @@ def main(folder: Path) -> None:
             "has_gpus": found.has_gpus,
             "title": found.title,
             "taken": [taken(groups) for groups in GROUPS],
-            "full": refused_when_full(0.5),
+            "full": refused_when_full(2.0),
             "train": train_that_does_not_fit(folder),
         }
     finally:
