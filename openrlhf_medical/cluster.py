@@ -44,7 +44,7 @@ def connect(gpus_needed: int) -> None:
         "env_vars": {"TOKENIZERS_PARALLELISM": "false", **devices.worker_environment()},
     }
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
+        ray.init(runtime_env=runtime_env, logging_level=logging.WARNING, log_to_driver=False)
         return
     gpus = devices.logical_gpus(gpus_needed)
     ray.init(

@@ -67,6 +67,10 @@ class Slurm:
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def logs(self, end: int = 1500) -> str:
+        """The end of each daemon's log."""
+        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-end:]}" for log in self.folder.glob("*.log"))
+
     def start(self, name: str, *words: str, user: str | None = None) -> None:
         log = (self.folder / f"{name}.log").open("wb")
         with log:
@@ -136,10 +140,7 @@ def _wait(cluster: Slurm, what: str, ready: object) -> None:
             if ready():  # type: ignore[operator]
                 return
         if time.monotonic() > deadline:
-            logs = "\n".join(
-                f"{log.name}: {log.read_text(errors='replace')[-800:]}" for log in cluster.folder.glob("*.log")
-            )
-            raise RuntimeError(f"{what} not there after {_START_S:g} s\n{logs}")
+            raise RuntimeError(f"{what} not there after {_START_S:g} s\n{cluster.logs()}")
         time.sleep(0.2)
 
 

@@ -4,6 +4,7 @@ in the middle, requeued, finished."""
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def finished(cluster, data, tmp_path_factory):  # noqa: F811
     run = folder / "runs" / "on-slurm"
 
     def told() -> str:
-        return f"{cluster.state(job)['JobState']}\n" + (output.read_text()[-4000:] if output.exists() else "")
+        said = output.read_text()[-4000:] if output.exists() else ""
+        return f"{cluster.state(job)}\n{cluster.logs()}\n{said}"
 
     until(lambda: rows(run / "games.jsonl") or cluster.state(job)["JobState"] == "FAILED", 240, "first game", told)
     assert cluster.state(job)["JobState"] == "RUNNING", told()
@@ -51,7 +53,9 @@ def finished(cluster, data, tmp_path_factory):  # noqa: F811
     interrupted = status_of(run)
     until(lambda: cluster.state(job)["JobState"] == "PENDING", 60, "end of the first part", told)
     left = processes_with(f"/tmp/ray-{job}-0")
-    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # by itself Slurm waits two minutes
+    # By itself Slurm waits two minutes; slurmd refuses a credential of the same second as the last one's end.
+    time.sleep(3)
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     until(lambda: cluster.state(job)["JobState"] in ("COMPLETED", "FAILED"), 240, "end", told)
     assert cluster.state(job)["JobState"] == "COMPLETED", told()
     return run, job, output.read_text(), when, interrupted, left
