@@ -37,7 +37,7 @@ from openrlhf_medical.learner.policy import Learner
 from openrlhf_medical.learner.together import side_by_side
 from openrlhf_medical.rollout.fleet import Fleets
 from openrlhf_medical.rollout.frozen_matches import FrozenMatch
-from openrlhf_medical.rollout.opponents import League
+from openrlhf_medical.rollout.opponents import League, Opponent
 from openrlhf_medical.rollout.trajectories import Trajectory, trajectories_of
 from openrlhf_medical.run_directory import MetricsLog, RunDirectory
 from openrlhf_medical.state_store import State
@@ -84,7 +84,7 @@ class SelfPlayTrainer:
         self.config, self.learners, self.league, self.manager, self.judge = config, learners, league, manager, judge
         self.seeds, self.held_out, self.monitor = seeds, held_out, monitor
         self.directory, self.console, self.gold = directory, console, gold
-        players = (*learners, *league.opponents.values(), *matches)
+        players: list[Learner | Opponent | FrozenMatch] = [*learners, *league.opponents.values(), *matches]
         self.fleets = Fleets((each.engines for each in players), console.warn)
         self.stop, self._start = stop or StopSignals(), start
         self.yardstick, self.matches = yardstick or Yardstick(0), matches
