@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
-from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
-
-from openrlhf_medical import commands
-from openrlhf_medical.config import load_config
 
 
 def main(data: str, runs: str) -> None:
@@ -22,9 +19,11 @@ def main(data: str, runs: str) -> None:
     cluster.add_node(num_cpus=4, num_gpus=2)
     os.environ["RAY_ADDRESS"] = cluster.address
     try:
-        words = ["--run.name", "two-nodes", "--run.dir", runs, "--run.steps", "1", "--roles.policy", "shared",
-                 "--data.train", f"{data}/train.jsonl", "--data.val", f"{data}/val.jsonl"]  # fmt: skip
-        commands.train(load_config(Path("configs/tiny.yaml"), words))
+        # A process of its own: a run ends every process of Ray that its own process started.
+        words = ["train", "--config", "configs/tiny.yaml", "--run.name", "two-nodes", "--run.dir", runs, "--run.steps",
+                 "1", "--roles.policy", "shared", "--data.train", f"{data}/train.jsonl",
+                 "--data.val", f"{data}/val.jsonl"]  # fmt: skip
+        subprocess.run([sys.executable, "-m", "openrlhf_medical", *words], check=True)
         ray.init(address=cluster.address, log_to_driver=False)
         actors = ray._private.state.actors()
         print(json.dumps({f"{a['ActorClassName']}-{key[:6]}": a["Address"]["NodeID"] for key, a in actors.items()}))
