@@ -123,6 +123,7 @@ def test_weights_that_come_back_are_the_same(arena):
         assert written[name, "base"] == written[name, "final"]
 
 
+@pytest.mark.slow  # replies are sampled: the pair that is played again may differ
 def test_an_arena_that_was_killed_goes_on_and_takes_new_players(arena):
     folder, _, games = arena
     file = folder / "arena" / "games.jsonl"

@@ -246,6 +246,7 @@ def test_an_openai_compatible_endpoint(tmp_path: Path, monkeypatch: pytest.Monke
 # --- what batching is worth ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # nine minutes on a CPU without AVX-512, which gains less
 def test_a_batch_is_at_least_three_times_as_fast(tmp_path: Path) -> None:
     words = [sys.executable, ROOT / "benchmarks" / "judge_throughput.py", "--model", SMOLLM2, "--queries", "32"]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=900, cwd=tmp_path)

@@ -24,6 +24,8 @@ DRIVER = ROOT / "tests" / "stack" / "signalled_run.py"
 MARK = "OPENRLHF_MEDICAL_TEST"
 STEPS = 4
 
+pytestmark = pytest.mark.slow  # twelve minutes
+
 CHAIN = [
     ("SIGKILL", "games", 4 + 3),  # of the first step: no state yet, so the run begins again
     ("SIGKILL", "log-probabilities", 2),  # the first step is done, and its state kept
