@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from openrlhf_medical.errors import RunError, UserError
 from openrlhf_medical.evaluation.arena_result import outcome_of
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
+from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.records import Game
 from openrlhf_medical.game.seeds import Seed
 from openrlhf_medical.judge.recovery import TooManyFailed
@@ -99,11 +100,20 @@ class GamesFile:
         partial.rename(self.path)
 
     def add(self, pair: Pair, games: Sequence[Game]) -> None:
-        rows = [game.to_json() | {"pair": list(pair), "outcome": outcome_of(game)} for game in games]
+        rows = [_row(game) | {"pair": list(pair), "outcome": outcome_of(game)} for game in games]
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(map(_line, rows)))
         self.rows += rows
         self.finished.add(pair)
+
+
+def _row(game: Game) -> dict[str, Any]:
+    """A game's line, without versions: here they would count who sat on those engines before."""
+    row = game.to_json()
+    for role in Role:
+        if row[role.value] is not None:
+            del row[role.value]["policy_version"]
+    return row
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -109,7 +109,7 @@ function sides(before, after, diff, title) {
 function turnView(title, turn, booked, text, heldOut, absent) {
   const earned = turn && Object.keys(turn.reward || {}).length ? turn.reward : booked;
   if (!turn) return el("section", { class: "turn" }, el("h4", {}, title), el("p", { class: "quiet" }, absent), rewardsView(title, earned, "booked"));
-  const who = `${turn.player || "policy"}, version ${turn.policy_version ?? "?"}${turn.frozen ? ", frozen" : ""}`;
+  const who = `${turn.player || "policy"}${turn.policy_version == null ? "" : `, version ${turn.policy_version}`}${turn.frozen ? ", frozen" : ""}`;
   const said = turn.verdict ? `verdict ${turn.verdict}` : words(turn.status);
   const learned = heldOut ? "held out" : turn.trained ? "trained on" : "not trained on";
   return el("section", { class: "turn" }, el("h4", {}, title), el("p", { class: "quiet" }, `${who} · ${said} · ${learned}`),
