@@ -34,6 +34,7 @@ class Run:
     process: psutil.Popen
     folder: Path
     struck: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     family: set[psutil.Process] = field(default_factory=set)
 
     def steps_played(self) -> int:
@@ -56,7 +57,8 @@ class Run:
 
 
 def engines(run: Run) -> list[psutil.Process]:
-    return run.members("ray::_Engine")
+    """By the title that Ray gives them: of the class whose method ran last."""
+    return run.members("ray::_Engine", "ray::RolloutRayActor")
 
 
 def workers(run: Run) -> list[psutil.Process]:
@@ -84,7 +86,10 @@ def train(data: Path, folder: Path, steps: int, while_playing: Callable[[Run, in
             step = run.steps_played()
             if step not in struck_in and while_playing is not None:
                 struck_in.add(step)
-                while_playing(run, step)
+                try:
+                    while_playing(run, step)
+                except Exception as error:  # this thread is the judge's, which would keep it to itself
+                    run.problems.append(repr(error))
         good(judge, http, body)
 
     with FaultyJudge(judge) as server:
@@ -145,6 +150,7 @@ def test_a_killed_worker_ends_the_run_and_is_named(one_worker_killed):
 
 def test_games_of_killed_engines_are_played_again(engines_killed, one_worker_killed):
     run, _, said, _ = engines_killed
+    assert not run.problems and len(run.struck) == 4, (run.problems, run.struck)
     games = rows(run.folder / "games.jsonl")
     assert sorted((game["step"], game["game_idx"]) for game in games) == [(s, i) for s in (0, 1) for i in range(GAMES)]
     assert {game["status"] for game in games} <= {"ok", "abstain", "forfeit", "truncated"}, said
@@ -154,13 +160,11 @@ def test_games_of_killed_engines_are_played_again(engines_killed, one_worker_kil
         assert {(g["step"], g[role]["policy_version"]) for g in games if g[role]} == {(0, 0), (1, 1)}
 
 
-@pytest.mark.slow  # failed once: the restart was counted in a later step
 def test_restarts_and_lost_time_are_told(engines_killed):
     run, _, said, _ = engines_killed
     first = rows(run.folder / "metrics.jsonl")[0]
     assert first["step"] == 0 and first["supervision/engine_restarts"] == 1
     assert first["supervision/lost_s"] > 1 and first["supervision/turns_replayed"] >= 1
-    assert len(run.struck) == 4, run.struck
     told = [line for line in said.splitlines() if line.startswith("warning: shared engine ")]
     assert len(told) == 3 and all("died while playing" in line and "was replaced in" in line for line in told), said
     assert "(node " in told[0] and run.struck[0] in told[0]
