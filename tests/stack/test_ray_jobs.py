@@ -121,7 +121,7 @@ def test_a_job_that_fails_ends_the_call_as_it_ended_itself(stopped, script, opti
     assert "no-such-file" in script(*options, "--data.train", "/no-such-file.jsonl", expect=2)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # test_slurm has two nodes, too
 def test_two_nodes(data, tmp_path):  # noqa: F811
     """Two raylets with two places each; workers and engine need three of one place each."""
     done = subprocess.run([sys.executable, str(Path(__file__).with_name("two_nodes.py")), str(data), str(tmp_path)],

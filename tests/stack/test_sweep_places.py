@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from test_ray_jobs import head  # noqa: F401  (a fixture)
 from test_slurm import cluster  # noqa: F401  (a fixture)
@@ -45,7 +44,6 @@ def test_slurm(cluster, tmp_path):  # noqa: F811
     outlive_and_are_found("slurm", {}, {**cluster.environment, "PYTHONPATH": str(ROOT)}, tmp_path)
 
 
-@pytest.mark.slow
 def test_ray(head, tmp_path):  # noqa: F811
     outlive_and_are_found("ray", {"ray_address": head[0]}, dict(os.environ), tmp_path)
 
