@@ -84,7 +84,7 @@ def train(data: Path, folder: Path, steps: int, while_playing: Callable[[Run, in
     def judge(judge: FaultyJudge, http, body) -> None:
         with lock:
             step = run.steps_played()
-            if step not in struck_in and while_playing is not None:
+            if step not in struck_in and while_playing is not None and engines(run):  # none is there at the start
                 struck_in.add(step)
                 try:
                     while_playing(run, step)
