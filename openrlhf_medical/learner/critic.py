@@ -13,7 +13,6 @@ import ray
 import torch
 
 from openrlhf_medical import devices
-from openrlhf_medical.learner.bias_correction import replay
 from openrlhf_medical.learner.normalizers import loss_normalizers, mean_of_own_tokens
 from openrlhf_medical.learner.workers import RoleBatch, _fit_to_machine
 
@@ -73,7 +72,6 @@ class _CriticWorker(CriticModelActor.__ray_metadata__.modified_class):
 
     def load_state(self, folder: str) -> None:
         self.critic.load_checkpoint(folder, tag="state")
-        replay(self.critic_optim)
 
 
 CriticWorker = ray.remote(num_gpus=1)(_CriticWorker)

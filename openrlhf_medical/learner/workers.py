@@ -16,7 +16,7 @@ import torch
 
 from openrlhf_medical import devices
 from openrlhf_medical.learner.adapters import AdapterFiles, Trainee, adapter_files, add_adapter, merge, save_adapter
-from openrlhf_medical.learner.bias_correction import replay
+from openrlhf_medical.learner.bias_correction import forget_steps
 from openrlhf_medical.learner.compilation import outlive_killed_compilers
 from openrlhf_medical.learner.normalizers import loss_normalizers, mean_of_own_tokens
 from openrlhf_medical.learner.random_states import load_random_states, save_random_states
@@ -69,6 +69,10 @@ class SelfPlayStrategy(DeepspeedStrategy):
         """Once for every optimizer step; upstream counts micro-batches."""
         if model.model.is_gradient_accumulation_boundary():
             super().moving_average(model, *args, **kwargs)
+
+    def optimizer_step(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        forget_steps(optimizer)
+        super().optimizer_step(optimizer, *args, **kwargs)
 
     def get_ds_train_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self._own_batching(super().get_ds_train_config(*args, **kwargs))
@@ -228,7 +232,6 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
 
     def load_state(self, folder: str) -> None:
         self.actor.model.load_checkpoint(folder, tag="state", load_module_strict=not self._trainees)
-        replay(self.actor_optim)
         own = Path(folder) / rank_file(torch.distributed.get_rank())
         if self.ema_model is not None:
             for parameter, saved in zip(
