@@ -241,5 +241,5 @@ def test_a_judge_that_takes_two_seconds_costs_a_step_at_most_a_tenth(data, tmp_p
         {name: round(row[name], 2) for name in ("time/step_s", "time/games_s", "judge/latency_s")} for row in steps
     ]
     print(json.dumps({"slow_s_a_token": slow, "instant_s_a_token": instant, "ratio": slow / instant, "steps": shown}))
-    assert min(row["time/games_s"] for row in steps) > 4, "two turns, each longer than the judge takes"
+    assert min(row["time/games_s"] for row in steps[::2]) > 4, "two turns, each longer than the judge takes"
     assert slow <= 1.10 * instant
