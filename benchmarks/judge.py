@@ -102,7 +102,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    runs, seconds = (1, 1.0) if options.quick else (options.runs, 4.0)
+    runs, seconds = (1, 0.5) if options.quick else (options.runs, 4.0)
     asked = queries()
     rates: list[float] = []
     waits: list[list[float]] = []

@@ -35,7 +35,7 @@ Each command prints its table and writes `benchmarks/results/NAME.json`: rows, e
 and commit. These are measurements, not tests: CI only sees that they run.
 
 ## How to read
-*Ratio* is what was measured, against what the row names; a unit other than × is an absolute figure. *Spread* is the
+*Ratio* is what was measured, against what the row names; a figure with a unit is an absolute one. *Spread* is the
 lowest and the highest of the alternations: where two things are compared, they are run in turn, at least five times,
 and the ratio is that of the medians. *Target* is what we hold ourselves to. Seconds and tokens/s in the JSON files are
 those of one machine on one day; only ratios are worth comparing with yours. What is measured is what `train` runs: the
@@ -56,7 +56,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 def row_of(found: dict[str, Any]) -> Row:
     spread = found.get("spread")
-    return Row(found["name"], found["ratio"], found["target"], found["better"], found.get("unit", "×"),
+    return Row(found["name"], found["ratio"], found["target"], found["better"], found.get("unit", "\u00d7"),
                tuple(spread) if spread else None, found.get("note", ""))  # fmt: skip
 
 

@@ -45,11 +45,11 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class GameWork:
-    """Tokens of one game: (prompt to be read, reply) of each turn; ``attacker`` None where the note is passed on as it
-    is, and then no label is asked for, either."""
+    """Tokens of one game: (prompt to be read, reply) of each turn. ``attacker`` is None where the note is passed on as
+    it is, and then no label is asked for, either; ``assessor`` after a forfeit. One of the two is there."""
 
     attacker: tuple[int, int] | None
-    assessor: tuple[int, int]
+    assessor: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def needs_of(games: Sequence[GameWork], engines: int, service: Service) -> dict[
     rates = service.rates
     read = rates.full / service.prefill_per_s
     writing = [game.attacker for game in games if game.attacker is not None]
-    turns = [*writing, *(game.assessor for game in games)]
+    turns = [*writing, *(game.assessor for game in games if game.assessor is not None)]
     work = sum(prompt * read + reply for prompt, reply in turns)
     tail = max(
         sum(prompt / service.prefill_per_s + reply / rates.each(1) for prompt, reply in _turns(game)) for game in games
@@ -124,7 +124,8 @@ def needs_of(games: Sequence[GameWork], engines: int, service: Service) -> dict[
 def _turns(game: GameWork) -> Iterator[tuple[int, int]]:
     if game.attacker is not None:
         yield game.attacker
-    yield game.assessor
+    if game.assessor is not None:
+        yield game.assessor
 
 
 _DISPATCH, _ENGINE, _FINISHED = range(3)
@@ -187,7 +188,7 @@ class _Play:
         heapq.heappush(self._least, (len(batch), engine))
         self._due[engine] = None
         self._look_at(engine)
-        if assessing:
+        if assessing or self._games[game].assessor is None:
             done = self._controlled(now, self._turn_s / 2 + self._service.game_s)
             self._at(max(done, self._labelled_at.pop(game, 0.0)), _FINISHED, game, True)
             return

@@ -59,8 +59,8 @@ GPU = Rates(slots=TURNS_OF_ENGINE, alone=100.0, full=4000.0)
 """Of the shape that an 8B model has on one GPU: a batch of up to 40 takes no longer a step than one sequence."""
 
 MAIN = Setting(seeds=128, attacks=8, engines=2, rates=GPU, reply_lengths=lengths.real())
-"""128 seeds (rollout.batch_size of configs/selfplay_8b_multinode.yaml) with groups of eight attacks, as group estimators
-want them: 1,024 games on four engines, which is as many turns as keep them full (TURNS_OF_ENGINE)."""
+"""128 seeds (rollout.batch_size of configs/selfplay_8b_multinode.yaml) with groups of eight attacks, as group
+estimators want them: 1,024 games on four engines, which is as many turns as keep them full (TURNS_OF_ENGINE)."""
 
 DRAWS = 3
 """Draws of all lengths in one run: a few very long replies decide how long a step takes."""
@@ -147,7 +147,8 @@ def least_seconds(setting: Setting, draw: int) -> float:
         for role, count in zip(roles, tokens, strict=True):
             work[role] += count
         longest = max(longest, sum(tokens) / setting.rates.alone)
-    return max(longest, *(tokens / (setting.engines * setting.rates.full) for tokens in work.values()))
+    per_s = setting.engines * setting.rates.each(setting.rates.slots) * setting.rates.slots
+    return max(longest, *(tokens / per_s for tokens in work.values()))
 
 
 def both(setting: Setting, draws: int) -> tuple[list[float], list[float]]:
