@@ -58,7 +58,7 @@ def service_times() -> Times:
         "link-gb-s": (12.5, "assumed: 100 Gbit/s, broadcast in pieces that travel on"),
         "reload-s": (2.0, "assumed: loading what has arrived (0.5 s for 135M parameters: facts/cpu-stack.md)"),
         "reply-kb": (len(pickle.dumps(_reply())) / 1000, "pickle of a Reply of mean length with ids and logprobs"),
-        "game-kb": (44.0, "what a game with its ids and logprobs holds in the controller: see samples"),
+        "game-kb": (_game_kb(), "results/schedule.json: a game with 450 ids a turn and their logprobs, tracemalloc"),
     }
 
 
@@ -68,6 +68,12 @@ def _committed(name: str, words: str) -> float | None:
         return None
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     return next((row["ratio"] for row in rows if words in row["name"]), None)
+
+
+def _game_kb() -> float:
+    path = RESULTS / "schedule.json"
+    samples = json.loads(path.read_text(encoding="utf-8"))["samples"] if path.exists() else {}
+    return float(samples.get("kb_a_game_with_450_tokens_a_turn", 30.0))
 
 
 def _reply() -> Reply:
@@ -110,16 +116,20 @@ def table_of(service: Service, games: Sequence[int], engines: Sequence[int]) -> 
     return steps
 
 
+INTRODUCTION = """\
+Written by `benchmarks/scale.py`. One controller, one pool of engines for both roles, the default mix of games and
+whole-note edits, lengths as in `benchmarks/lengths.py`. *Seconds* are of a step's games and its weight sync, without
+the update. A part's column says what share of that time it would need if nothing else took any: near 100 % it is what
+limits the step. *GB* is what the games hold in the controller's memory. The engines' rates and the network are those
+of no machine that was at hand: the last table says which figures are measured.
+"""
 PARTS = ("engines", "longest game", "controller", "judge", "network")
 
 
 def markdown(steps: Sequence[Step], times: Times) -> str:
     lines = [
         "# How far it goes: simulated steps\n",
-        "Written by `benchmarks/scale.py`. One controller, one pool of engines for both roles, the default mix of "
-        "games and whole-note edits, lengths as in `benchmarks/lengths.py`. *Seconds* are of a step's games and its "
-        "weight sync, without the update. A part's column says what share of that time it would need if nothing else took "
-        "any: near 100 % it is what limits the step. *GB* is what the games hold in the controller's memory.\n",
+        INTRODUCTION,
         "| games | engines | seconds | games/s | limited by | " + " | ".join(PARTS) + " | GB |",
         "| ---: | ---: | ---: | ---: | --- | " + "---: | " * (len(PARTS) + 1),
     ]

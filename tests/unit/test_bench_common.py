@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -102,8 +104,31 @@ def test_numbers_have_three_digits_and_no_exponent(value, shown):
     assert page.number(value) == shown
 
 
-def test_run_all_names_every_benchmark_and_goes_on_after_a_failure():
+def test_run_all_names_every_benchmark_of_the_page():
+    assert set(page.ORDER) == set(_named()) and _named()[-1] == "scale"  # which reads what others wrote
+
+
+def _named():
     script = (BENCHMARKS / "run_all.sh").read_text()
     [names] = [line for line in script.splitlines() if line.startswith("for name in ")]
-    named = names.removeprefix("for name in ").removesuffix("; do").split()
-    assert set(page.ORDER) == set(named) and named[-1] == "scale"  # which reads what others wrote
+    return names.removeprefix("for name in ").removesuffix("; do").split()
+
+
+@pytest.mark.parametrize(("failing", "options", "code"), [
+    ("judge", ["--runs", "1"], 1), ("page", [], 1), ("nothing", ["--quick"], 0),
+])  # fmt: skip
+def test_run_all_goes_on_after_a_failure_and_says_so_at_the_end(tmp_path, failing, options, code):
+    called = tmp_path / "called"
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {called}\necho why >&2\n[ "$(basename $1)" != {failing}.py ]\n')
+    fake.chmod(0o755)
+    done = subprocess.run([BENCHMARKS / "run_all.sh", *options], capture_output=True, text=True, check=False,
+                          env={"PATH": os.environ["PATH"], "PYTHON": str(fake), "TMPDIR": str(tmp_path)})  # fmt: skip
+    lines = called.read_text().splitlines()
+    own = [f"benchmarks/{name}.py {' '.join(options)}".rstrip() for name in _named()]
+    pages = [] if "--quick" in options else ["benchmarks/page.py", "benchmarks/page.py --table"]
+    assert lines == own + pages
+    assert done.returncode == code
+    assert "min" in done.stdout and (f"FAILED: {failing}" in done.stderr) == (code == 1)
+    if failing == "judge":
+        assert "why" in done.stderr

@@ -88,8 +88,8 @@ class QuickJudge:
 
 @pytest.mark.parametrize(("name", "seconds"), [("pipelined", 13.0), ("lockstep", 20.0)])
 def test_a_schedule_by_hand(name, seconds):
-    """One token a second, no matter how many at once. Seeds are vanilla_harmful (nothing to write), adversarial_harmful,
-    vanilla_benign and adversarial_benign. Attackers take 10 s (game 1) and 2 s (game 3), assessors 1, 3, 4 and 10 s.
+    """One token a second, no matter how many at once. Of the seeds in turn (two vanilla ones, with nothing to write)
+    attackers take 10 s (game 1) and 2 s (game 3), assessors 1, 3, 4 and 10 s.
     Lockstep: 10 + 10; pipelined: game 1 ends at 10 + 3, game 3 at 2 + 10."""
     rates = Rates(slots=8, alone=1, full=100)
     attacker = OnEngine({1: 10, 3: 2}, schedule.CHANGED[0], rates)
