@@ -267,7 +267,7 @@ def main() -> None:
     ours, other = both(MAIN, draws)
     what = "pipelined schedule against lockstep, separate engine pools, simulated engines"
     row = compare(what, ours, other, 1.6, "higher",
-                  note="1,024 games a step, 2 + 2 engines; other settings: samples.sensitivity")  # fmt: skip
+                  note="1,024 games a step, 2 + 2 engines; 1.5 to 1.8 in other settings (notes below)")  # fmt: skip
     rows, samples = manager_rows(games, runs)
     samples |= {"pipelined_s": ours, "lockstep_s": other, "sensitivity": sensitivity(draws)}
     samples["setting"] = asdict(MAIN)
