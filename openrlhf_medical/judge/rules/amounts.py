@@ -33,6 +33,8 @@ _MOST_PIECES = 12
 
 def in_full(tokens: list[str]) -> list[str]:
     """``2.4 million`` is ``2400000``."""
+    if _MANY.keys().isdisjoint(tokens):
+        return tokens
     out: list[str] = []
     for token in tokens:
         if token in _MANY and out and is_number(out[-1]):
@@ -48,9 +50,8 @@ def in_moles(tokens: list[str]) -> list[str]:
     A level that was converted from grams says so by ``~`` before its unit: the other writing is rounded.
     """
     out = list(tokens)
-    for i, token in enumerate(tokens):
-        if not token.startswith("q|"):
-            continue
+    for i in [i for i, token in enumerate(tokens) if token.startswith("q|")]:
+        token = tokens[i]
         near = tokens[max(0, i - _NEAR) : i]
         if "|eq" in token and _MONOVALENT.intersection((*near, *tokens[i + 1 : i + 3])):
             out[i] = token.replace("|eq", "|mol")
@@ -64,6 +65,8 @@ def in_moles(tokens: list[str]) -> list[str]:
 
 def in_pieces(tokens: list[str]) -> list[str]:
     """*Two 500 mg tablets* and *two tablets of 500 mg* are 1 g."""
+    if not any(pieces in tokens for pieces in _PIECES):
+        return tokens
     out: list[str] = []
     i = 0
     while i < len(tokens):

@@ -117,6 +117,7 @@ _MOJIBAKE["\u00e2\u20ac"] = '"'  # a closing quote whose last byte, undefined in
 _MISREAD = re.compile("|".join(map(re.escape, sorted(_MOJIBAKE, key=len, reverse=True))))
 
 
+@lru_cache(maxsize=64)  # a comparison cleans both of its texts several times
 def clean(text: str) -> str:
     """Lower case, plain quotes and dashes, single blanks, mended mojibake."""
     text = text.lower()
@@ -181,23 +182,20 @@ def _phrase_table() -> _Phrases:
 
 
 def _replace_phrases(tokens: list[str], table: _Phrases) -> list[str]:
+    # Most words begin no phrase: what lies between those that do is copied whole.
     out: list[str] = []
-    i, n = 0, len(tokens)
-    while i < n:
-        choices = table.get(tokens[i])
-        if choices is not None:
-            for phrase, target in choices:
-                size = len(phrase)
-                if size == 1 or tuple(tokens[i : i + size]) == phrase:
-                    out.extend(target)
-                    i += size
-                    break
-            else:
-                out.append(tokens[i])
-                i += 1
-        else:
-            out.append(tokens[i])
-            i += 1
+    done = 0
+    for i in [i for i, token in enumerate(tokens) if token in table]:
+        if i < done:  # inside the phrase before
+            continue
+        for phrase, target in table[tokens[i]]:
+            size = len(phrase)
+            if size == 1 or tuple(tokens[i : i + size]) == phrase:
+                out += tokens[done:i]
+                out += target
+                done = i + size
+                break
+    out += tokens[done:]
     return out
 
 

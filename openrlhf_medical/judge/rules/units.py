@@ -149,21 +149,20 @@ def _metric_amount(number: str, unit: str, per: str | None) -> str | None:
 def with_amounts(tokens: list[str]) -> list[str]:
     """Joins each number with the unit after it; a repeat in another unit, ``38 C (100.4 F)``, goes."""
     out: list[str] = []
-    i, n = 0, len(tokens)
-    while i < n:
-        token = tokens[i]
-        if not is_number(token):
-            out.append(token)
-            i += 1
+    done = 0
+    for i in [i for i, token in enumerate(tokens) if token[0].isdigit() and token[-1].isdigit()]:  # is_number, inlined
+        if i < done:  # part of the amount before
             continue
+        out += tokens[done:i]
         amount, used = _read_amount(tokens, i)
-        i += used
+        done = i + used
         if amount.startswith("q|") and out and out[-1].startswith("q|") and _is_repeat(out[-1], amount):
             # The metric writing is kept: it is the more precise one.
             if out[-1].rsplit("|", 1)[1] in _CUSTOMARY:
                 out[-1] = amount
             continue
         out.append(amount)
+    out += tokens[done:]
     return out
 
 
