@@ -31,14 +31,14 @@ RUNS = 5
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. ``better``: on which side of ``target`` the ratio has to be; ``spread``: lowest and highest
-    ratio of single alternations, where there were several."""
+    """One line of the table. ``better``: on which side of ``target`` the ratio has to be; ``spread``: lowest and
+    highest ratio of single alternations, where there were several."""
 
     name: str
     ratio: float
     target: float
     better: Literal["higher", "lower"]
-    unit: str = "×"
+    unit: str = "×"  # noqa: RUF001  (times)
     spread: tuple[float, float] | None = None
     note: str = ""
     """What limits it, in a few words."""
