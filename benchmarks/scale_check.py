@@ -1,6 +1,6 @@
 """The scale model held against what really happened: the games of a run on this machine.
 
-run directory ─► batches of games: tokens of every turn, seconds ─► rates from the first ─► seconds of the others
+run directory ─► batches of games: tokens of every turn, seconds ─► rates from all but one ─► seconds of that one
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Seconds by batch of games, the first ``fitted`` ones being those that the engine's rates were fitted on."""
+    """Seconds by batch of games. The first ``warm_up`` ones are left out: an engine's first replies take longer. Each
+    of the others is predicted with rates that were fitted without it; ``rates`` are fitted on all of them."""
 
     run: str
     engines: int
-    fitted: int
+    warm_up: int
     rates: dict[str, float]
     names: list[str]
     games: list[int]
@@ -56,25 +57,26 @@ class Check:
     @property
     def worst(self) -> float:
         """The largest factor, either way, between a prediction and what was measured."""
-        pairs = list(zip(self.measured_s, self.predicted_s, strict=True))[self.fitted :]
+        pairs = list(zip(self.measured_s, self.predicted_s, strict=True))[self.warm_up :]
         return max(max(a / b, b / a) for a, b in pairs)
 
     @property
     def note(self) -> str:
-        return f"largest factor of {len(self.names) - self.fitted} batches of games; rates from {self.fitted} others"
+        return f"largest factor of {len(self.names) - self.warm_up} batches of games, each predicted from the others"
 
     def markdown(self) -> str:
         lines = [
             f"\n## Against a real run: {self.run}\n",
-            f"{self.engines} engine(s); fitted on the first {self.fitted}: {self.rates['alone']:.0f} tokens/s alone, "
-            f"{self.rates['full']:.0f} when full.\n",
+            f"{self.engines} engine(s) a pool. Each batch of games is predicted with rates fitted on the others; fitted\n"
+            f"on all of them they are {self.rates['alone']:.0f} tokens/s for one reply and {self.rates['full']:.0f} at\n"
+            f"most. The first {self.warm_up} batches are left out: a new engine's first replies take longer.\n",
             "| games of | games | measured s | predicted s | games/s measured | predicted |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",
         ]
         for i, name in enumerate(self.names):
             measured, predicted, games = self.measured_s[i], self.predicted_s[i], self.games[i]
-            fitted = " (fitted)" if i < self.fitted else ""
-            lines.append(f"| {name}{fitted} | {games} | {measured:.1f} | {predicted:.1f} | {games / measured:.2f} "
+            left_out = " (left out)" if i < self.warm_up else ""
+            lines.append(f"| {name}{left_out} | {games} | {measured:.1f} | {predicted:.1f} | {games / measured:.2f} "
                          f"| {games / predicted:.2f} |")  # fmt: skip
         return "\n".join(lines) + "\n"
 
@@ -158,10 +160,10 @@ def fit(batches: Sequence[Played], engines: int, slots: int = 256) -> Rates:
     return Rates(slots, alone, full)
 
 
-def check(path: Path, fitted: int = 2) -> Check:
-    """A run directory, or a file of ``KEPT``: rates fitted on the first batches of games, the rest predicted.
+def check(path: Path, warm_up: int = 2) -> Check:
+    """A run directory, or a file of ``KEPT``.
 
-    Raises ValueError where there are too few batches."""
+    Raises ValueError where there are too few batches of games."""
     if path.is_dir():
         engines, batches = read_run(path)
         name = path.name
@@ -169,11 +171,14 @@ def check(path: Path, fitted: int = 2) -> Check:
         found = json.loads(path.read_text(encoding="utf-8"))
         engines, name = found["engines"], path.stem
         batches = [Played(b["name"], b["seconds"], b["turns"]) for b in found["batches"]]
-    if len(batches) <= fitted:
-        raise ValueError(f"{path} has {len(batches)} batches of games; {fitted} are needed to fit and one to predict")
-    rates = fit(batches[:fitted], engines)
-    predicted = [predict(batch, engines, rates) for batch in batches]
-    return Check(name, engines, fitted, asdict(rates), [b.name for b in batches], [len(b.turns) for b in batches],
+    warm = batches[warm_up:]
+    if len(warm) < 2:
+        raise ValueError(f"{path} has {len(batches)} batches of games; {warm_up} to warm up and 2 more are needed")
+    rates = fit(warm, engines)
+    predicted = [predict(batch, engines, rates) for batch in batches[:warm_up]]
+    for batch in warm:
+        predicted.append(predict(batch, engines, fit([other for other in warm if other is not batch], engines)))
+    return Check(name, engines, warm_up, asdict(rates), [b.name for b in batches], [len(b.turns) for b in batches],
                  [b.seconds for b in batches], predicted)  # fmt: skip
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -195,16 +196,22 @@ def test_rates_that_made_the_seconds_are_found_again(tmp_path):
         played = scale_check.Played(name, 0.0, turns)
         return replace(played, seconds=scale_check.predict(played, 1, true))
 
-    batches = [batch("a", 3), batch("b", 40), batch("c", 8), batch("d", 25)]
+    batches = [batch("a", 3), batch("b", 20), batch("c", 4), batch("d", 16)]
     rates = scale_check.fit(batches[:2], 1)
     assert rates.alone == pytest.approx(30, rel=0.1) and rates.full == pytest.approx(200, rel=0.1)
     for each in batches[2:]:
         assert scale_check.predict(each, 1, rates) == pytest.approx(each.seconds, rel=0.15)
+    cold = [replace(batch("x", 9), seconds=500.0)]  # is left out, and spoils nothing
+    kept = tmp_path / "run.json"
+    kept.write_text(json.dumps({"engines": 1, "batches": [asdict(each) for each in cold + batches]}))
+    checked = scale_check.check(kept, warm_up=1)
+    assert checked.measured_s[0] == 500.0 and checked.worst < 1.15
+    assert "| x (left out) | 9 | 500.0 |" in checked.markdown()
+    with pytest.raises(ValueError, match="5 batches"):
+        scale_check.check(kept, warm_up=4)
 
 
 def test_a_run_directory_is_read(tmp_path):
-    import json
-
     def row(step, thinking):
         return {"step": step, "seed_note": "n" * 400, "presented_note": "p" * 800,
                 "attacker": None, "assessor": {"thinking": "x" * thinking, "answer": None}}  # fmt: skip
