@@ -8,7 +8,8 @@ every run begins with an empty prefix cache, as every step does after new weight
   games on real engines         The manager, engine player, fleet, engine actor and a reference judge play freely. Then
                                 vLLM's ``LLM`` in a process of its own writes as many tokens after each of the same
                                 prompts, in one call that has them all from the start: it never waits for an attacker,
-                                nor for a judge. The same model, cache, prefix caching and log-probabilities.
+                                nor for a judge. The same model, cache, prefix caching and log-probabilities; in all
+                                else it is vLLM as it comes.
   pipelined against lockstep    The manager's two schedules on the same seeds. A turn has the same number of tokens in
                                 both, drawn from those of real replies (``lengths.json``) and made ``SHORTER`` times
                                 shorter, and every reply counts as well formed, so that every attack is assessed.
@@ -35,7 +36,7 @@ from measure import RESULTS, Result, Row, alternate, compare, parser
 from offline import Offline
 from turn_work import Lengths, requests_of, well_formed
 
-from openrlhf_medical import assembly, casting, cluster, layout
+from openrlhf_medical import assembly, casting, cluster, devices, layout
 from openrlhf_medical.config import RunConfig, load_config
 from openrlhf_medical.data.prepare import SYNTHETIC, prepare_data
 from openrlhf_medical.data.seed_files import read_seeds
@@ -46,6 +47,7 @@ from openrlhf_medical.game.records import Game
 from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.judge.client import JudgeClient
 from openrlhf_medical.rollout.engine_player import EnginePlayer, Sampling
+from openrlhf_medical.rollout.engines import EngineSpec
 from openrlhf_medical.rollout.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,20 +108,26 @@ class Table:
         return took, games
 
 
+def offline_like(spec: EngineSpec, temperature: float) -> Offline:
+    """The same model, types, cache and log-probabilities; everything else is as vLLM's ``LLM`` has it."""
+    ours = ("worker_extension_cls", "max_num_seqs")
+    engine = {name: value for name, value in spec.arguments().items() if name not in ours}
+    sampling = {"temperature": temperature, "logprobs": 0}
+    return Offline(engine | devices.engine_arguments(), sampling, devices.worker_environment())
+
+
 def against_offline(table: Table, offline: Offline, runs: int) -> tuple[Row, dict[str, Any]]:
     """Seconds for each token; each run of ``generate`` writes what the games just before it wrote."""
     edit = table.config.game.edit
     samples: dict[str, list[float]] = defaultdict(list)
     for number in range(-1, runs):
         took, games = table.play(table.free_player(), edit, "pipelined", step=number + 1)
-        attacks, assessments = requests_of(games).values()
-        requests = attacks + assessments
+        requests = list(itertools.chain.from_iterable(requests_of(games).values()))
         bound = offline.seconds(requests)
         if number < 0:
             continue
-        in_two = offline.seconds(attacks) + offline.seconds(assessments)
         tokens = sum(request.new_tokens for request in requests)
-        found = {"tokens": tokens, "games_s": took, "offline_s": bound, "offline_in_two_calls_s": in_two}
+        found = {"tokens": tokens, "games_s": took, "offline_s": bound}
         for name, value in found.items():
             samples[name].append(value)
         print(f"  games {number + 1}/{runs}: {found}", file=sys.stderr, flush=True)
@@ -170,8 +178,7 @@ def main() -> None:
         ])  # fmt: skip
         judge = stack.enter_context(assembly.judge_of(config, folder))
         stack.enter_context(cluster.session(layout.bundles_needed(config)))
-        sampling = {"temperature": config.rollout.temperature, "logprobs": 0}
-        with Offline(casting.engine_spec(config), sampling) as offline:
+        with offline_like(casting.engine_spec(config), config.rollout.temperature) as offline:
             table = read_table(config, games, judge)
             casting.wait_for_engines(config, {"games": table.engines})
             bound, samples = against_offline(table, offline, runs)
