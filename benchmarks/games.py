@@ -11,8 +11,8 @@ every run begins with an empty prefix cache, as every step does after new weight
                                 nor for a judge. The same model, cache, prefix caching and log-probabilities; in all
                                 else it is vLLM as it comes.
   pipelined against lockstep    The manager's two schedules on the same seeds. A turn has the same number of tokens in
-                                both, drawn from those of real replies (``lengths.json``) and made ``SHORTER`` times
-                                shorter, and every reply counts as well formed, so that every attack is assessed.
+                                both, drawn from those of real replies (``lengths.json``: 5 to 767 tokens), and every
+                                reply counts as well formed, so that every attack is assessed.
 
 Without ``--data`` the notes are those of the embedded corpus. No note leaves the temporary folder.
 """
@@ -51,9 +51,8 @@ from openrlhf_medical.rollout.engines import EngineSpec
 from openrlhf_medical.rollout.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORTER = 3
-"""So that one run takes seconds. How long the longest is beside the others stays as it was."""
 GAMES, QUICK_GAMES = 32, 4
+QUICK_SHORTER = 24
 
 
 class FixedLength(EnginePlayer):
@@ -167,7 +166,7 @@ def main() -> None:
     words = parser(__doc__)
     words.add_argument("--data", type=Path, help="a MEDEC CSV, or a folder of them (default: the embedded corpus)")
     options = words.parse_args()
-    runs, games, shorter = (1, QUICK_GAMES, 24) if options.quick else (options.runs, GAMES, SHORTER)
+    runs, games, shorter = (1, QUICK_GAMES, QUICK_SHORTER) if options.quick else (options.runs, GAMES, 1)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="games-")))
         prepare_data(str(options.data or SYNTHETIC), folder)
@@ -185,7 +184,7 @@ def main() -> None:
         schedules, more = against_lockstep(table, runs, shorter)
     notes = "MEDEC" if options.data else "the embedded corpus"
     caching = config.vllm.enable_prefix_caching
-    settings = {"notes": notes, "games": games, "prefix_caching": caching, "lengths_shorter": shorter}
+    settings = {"notes": notes, "games": games, "prefix_caching": caching}
     Result("games", [bound, schedules], settings | samples | more).report(None if options.quick else RESULTS)
 
 

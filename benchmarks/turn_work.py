@@ -33,7 +33,7 @@ def requests_of(games: Sequence[Game]) -> dict[Role, list[Request]]:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of each turn of draw number ``draw``, of real replies made ``shorter`` times shorter."""
+    """Tokens of each turn of draw number ``draw``: those of a real reply, or ``shorter`` times fewer."""
 
     draw: int
     shorter: int
