@@ -77,7 +77,7 @@ def engine_spec(config: RunConfig, model: str | None = None) -> EngineSpec:
         enforce_eager=vllm.enforce_eager,
         gpu_memory_utilization=vllm.gpu_memory_utilization,
         enable_sleep=vllm.enable_sleep,
-        max_num_seqs=1 if config.run.deterministic else None,
+        max_num_seqs=1 if config.run.deterministic else layout.TURNS_OF_ENGINE,
         dtype={"bf16": "bfloat16", "fp16": "float16"}[config.ds.param_dtype],
     )
 

@@ -17,6 +17,9 @@ PyNccl group between DeepSpeed and vLLM                    a stateless gloo grou
 bf16 matrix products are fast                              in fp32 where this CPU has none (``bf16_linear``): they
                                                            were 18 times slower; engines hold fp32 weights there
 vLLM keeps a packed copy of a tied output head             packed again after every sync (facts: 5.9 nats off)
+vLLM gives a CPU's worker a process of its own, for        the engine's own process (``engine_environment``)
+   whose answers the engine then spins on a core
+vLLM draws noise for every token of the vocabulary         one number a row (``cpu_sampling``)
 ========================================================  =====================================================
 """
 
@@ -104,6 +107,23 @@ def engine_arguments(least_kv_cache_bytes: int = 0) -> dict[str, Any]:
         return {"kv_cache_memory_bytes": max(KV_CACHE_BYTES_CPU, least_kv_cache_bytes), "enforce_eager": True}
     size = max(KV_CACHE_BYTES_CPU, 2 * least_kv_cache_bytes)
     return {"kv_cache_memory_bytes": size, "enforce_eager": True, "dtype": "float32"}
+
+
+def engine_environment(workers: int) -> dict[str, str]:
+    """Environment that an engine with so many workers hands on to the processes which vLLM starts.
+
+    Without a GPU vLLM would give even a lone worker a process of its own, and spin on a core that the worker needs
+    while it waits for it. In one process (vLLM's variable for that has another name) they take turns; the cores are
+    bound as vLLM binds those of a worker.
+    """
+    if has_gpu() or workers > 1:
+        return {}
+    cores = sorted(os.sched_getaffinity(0))
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "OMP_NUM_THREADS": str(len(cores)),
+        "GOMP_CPU_AFFINITY": " ".join(map(str, cores)),
+    }
 
 
 @functools.cache
@@ -225,6 +245,12 @@ def _patch_device_mesh(module: Any) -> None:
     module.init_device_mesh = lambda device_type, *args, **kwargs: original("cpu", *args, **kwargs)
 
 
+def _patch_sampler(module: Any) -> None:
+    from openrlhf_medical.cpu_sampling import random_sample
+
+    module.compiled_random_sample = random_sample
+
+
 def _patch_linear(functional: Any) -> None:
     original = functional.linear
 
@@ -244,6 +270,7 @@ _RING_ATTENTION = "openrlhf.models.ring_attn_utils"
 _PATCHES: dict[str, Callable[[Any], None]] = {
     "torch.cuda": _patch_torch_cuda,
     "torch.nn.functional": _patch_linear,
+    "vllm.v1.sample.ops.topk_topp_sampler": _patch_sampler,
     "openrlhf.utils.deepspeed.deepspeed": _patch_device_mesh,
     _RING_ATTENTION: lambda module: None,
 }

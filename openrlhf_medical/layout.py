@@ -12,7 +12,8 @@ from openrlhf_medical.config import RunConfig
 from openrlhf_medical.game.players import Role
 
 TURNS_OF_ENGINE = 256
-"""As many as vLLM's engine works on at the same time (its ``max_num_seqs``) on the machines that we know."""
+"""As many as an engine works on at the same time: its ``max_num_seqs``, where vLLM would choose 128 for an engine that
+is asked turn by turn."""
 
 
 SHARED_GPU = 0.2

@@ -126,9 +126,13 @@ class MedicalDialogueGameManager:
         await _for_each(everything, judge, at_once=len(everything))
 
     def _attacks(self, seeds: Sequence[Seed], step: int) -> Iterator[Attack]:
-        for seed_idx, seed in enumerate(seeds):
-            for attack_idx in range(self.rules.attacks_per_seed):
-                yield Attack(step, seed_idx, attack_idx, seed, [None] * self.rules.assessments_per_note)
+        """Those in which the attacker writes come first: they take two turns, one after the other, and whoever begins
+        late with them is who all others wait for in the end."""
+        for writes in (True, False):
+            for seed_idx, seed in enumerate(seeds):
+                if self.rules.attacker_generates(seed.category) is writes:
+                    for attack_idx in range(self.rules.attacks_per_seed):
+                        yield Attack(step, seed_idx, attack_idx, seed, [None] * self.rules.assessments_per_note)
 
     def _key(self, attack: Attack, role: Role, assessment_idx: int = 0) -> TurnKey:
         return TurnKey(attack.step, attack.game_idx(self.rules, assessment_idx), role)

@@ -167,3 +167,16 @@ def test_a_schedule_that_does_not_exist_is_refused():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_no_seeds_no_games(schedule):
     assert play(Recorder(), [], schedule) == []
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_who_has_two_turns_begins_first(schedule):
+    """Else the step ends with one that came last and has hardly begun."""
+    recorder = Recorder()
+    vanilla, writes = Category.VANILLA_BENIGN, Category.ADVERSARIAL_BENIGN
+    games = play(recorder, seeds_of(vanilla, writes, vanilla, writes), schedule, max_concurrent=2)
+    assert [(who, idx) for who, event, idx in recorder.events if event == "begins"][:2] == [
+        ("attacker", 1),
+        ("attacker", 3),
+    ]
+    assert [game.game_idx for game in games] == [0, 1, 2, 3]

@@ -170,3 +170,32 @@ class TestPatchesWithoutGpu:
         from transformers.utils import is_flash_attn_2_available
 
         assert not is_flash_attn_2_available()
+
+    def test_vllm_draws_tokens_by_the_function_that_we_give_it(self, monkeypatch):
+        """With seeds of their own requests are drawn as before."""
+        import torch
+        from vllm.v1.sample.ops import topk_topp_sampler as module
+
+        from openrlhf_medical.cpu_sampling import random_sample
+
+        assert module.compiled_random_sample is random_sample
+        calls: list[int] = []
+        monkeypatch.setattr(
+            module, "compiled_random_sample", lambda logits: calls.append(len(logits)) or logits.argmax(-1)
+        )
+        sampler = module.TopKTopPSampler("processed_logprobs")
+        logits = torch.tensor([[0.0, 1.0], [3.0, 0.0]])
+        drawn, logprobs = sampler.forward_cpu(logits.clone(), {}, None, None)
+        assert calls == [2] and drawn.tolist() == [1, 0]
+        assert torch.allclose(logprobs, logits.log_softmax(-1))
+        sampler.forward_cpu(logits.clone(), {0: torch.Generator(), 1: torch.Generator()}, None, None)
+        assert calls == [2]
+
+    def test_vllm_keeps_a_lone_worker_in_the_engines_process_where_it_is_told_to(self):
+        from vllm.platforms.cpu import CpuPlatform
+
+        (name, value), *_ = devices.engine_environment(1).items()
+        assert value == "0" and f'os.environ.get("{name}", "1") == "1"' in inspect.getsource(
+            CpuPlatform.check_and_update_config
+        )
+        assert devices.engine_environment(2) == {}
