@@ -20,6 +20,7 @@ from openrlhf_medical.learner.bias_correction import replay
 from openrlhf_medical.learner.compilation import outlive_killed_compilers
 from openrlhf_medical.learner.normalizers import loss_normalizers, mean_of_own_tokens
 from openrlhf_medical.learner.random_states import load_random_states, save_random_states
+from openrlhf_medical.learner.reply_actor import ReplyActor
 from openrlhf_medical.learner.weight_sync import WeightSender
 from openrlhf_medical.rollout.weights import WeightStamp
 
@@ -71,7 +72,12 @@ class SelfPlayStrategy(DeepspeedStrategy):
             super().moving_average(model, *args, **kwargs)
 
     def get_ds_train_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return self._own_batching(super().get_ds_train_config(*args, **kwargs))
+        config = self._own_batching(super().get_ds_train_config(*args, **kwargs))
+        if self.world_size == 1 and self.stage == 2:
+            # One rank has nothing to shard. Stage 2 copies all gradients four times after every micro-batch; stage 1
+            # lets them add up where they are, in the same number format, and does so once.
+            config["zero_optimization"]["stage"] = 1
+        return config
 
     def get_ds_eval_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self._own_batching(super().get_ds_eval_config(*args, **kwargs))
@@ -90,6 +96,7 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
         optimizer for each of them on the same base."""
         _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain, max_steps, None)
+        self.actor = self.trainer.actor = ReplyActor.of(self.actor)
         self._base = pretrain
         self._trainees: dict[str, Trainee] = {}
         for name in strategy.adapters:
@@ -277,6 +284,7 @@ class _ReferenceWorker(ReferenceModelActor.__ray_metadata__.modified_class):
     def init_model_from_pretrained(self, strategy: Any, pretrain: str) -> None:
         _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain)
+        self.model = ReplyActor.of(self.model)
 
 
 def _fit_to_machine(strategy: SelfPlayStrategy, world_size: int) -> None:
