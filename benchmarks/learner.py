@@ -31,7 +31,7 @@ from openrlhf_medical.rollout.trajectories import Trajectory
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-SIZES = (1, 2, 4)
+SIZES = (1, 2)
 """Samples of a micro-batch that the bare side may choose from."""
 
 
@@ -183,7 +183,7 @@ def configure(quick: bool) -> RunConfig:
 def main(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     quick = arguments.quick
-    result = measure(configure(quick), 4 if quick else 12, 1 if quick else arguments.runs, (1,) if quick else SIZES)
+    result = measure(configure(quick), 4 if quick else 10, 1 if quick else arguments.runs, (1,) if quick else SIZES)
     print(f"took {time.perf_counter() - began:.0f} s", file=sys.stderr)
     if quick:
         result.report(None)

@@ -116,6 +116,10 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
         self.actor.model.module.set_adapter(trainee.peft_name)
         self._selected = trainee
 
+    def computes_on_cores(self) -> bool:
+        """Whether this worker has no device of its own."""
+        return next(self.actor.model.module.parameters()).device.type == "cpu"
+
     def reference_log_probs(self, **inputs: Any) -> torch.Tensor:
         """As ``forward``, with every adapter off: the frozen base is the KL reference."""
         with self.actor.model.module.disable_adapter():
