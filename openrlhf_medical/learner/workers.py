@@ -73,7 +73,7 @@ class SelfPlayStrategy(DeepspeedStrategy):
 
     def get_ds_train_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         config = self._own_batching(super().get_ds_train_config(*args, **kwargs))
-        if self.world_size == 1 and self.stage == 2:
+        if self.world_size == 1 and self.stage == 2 and not self.adam_offload:
             # One rank has nothing to shard. Stage 2 copies all gradients four times after every micro-batch; stage 1
             # lets them add up where they are, in the same number format, and does so once.
             config["zero_optimization"]["stage"] = 1
@@ -89,6 +89,9 @@ class SelfPlayStrategy(DeepspeedStrategy):
 
 
 class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
+    actor: Any
+    trainer: Any
+
     def init_model_from_pretrained(
         self, strategy: Any, pretrain: str, max_steps: int | None = None, vllm_engines: Any = None
     ) -> None:
@@ -285,6 +288,8 @@ def _renamed(metrics: dict[str, Any], normalizers: dict[str, Any], tokens: float
 
 
 class _ReferenceWorker(ReferenceModelActor.__ray_metadata__.modified_class):
+    model: Any
+
     def init_model_from_pretrained(self, strategy: Any, pretrain: str) -> None:
         _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain)
