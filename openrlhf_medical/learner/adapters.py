@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from openrlhf_medical import devices
+from openrlhf_medical.learner.reply_actor import ReplyActor
 from openrlhf_medical.rollout.engines import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 devices.prepare_process()
@@ -66,6 +67,7 @@ def add_adapter(name: str, first: Actor, tokenizer: Any, strategy: Any, max_step
     module.set_adapter(name)
     actor = Actor(module)
     actor.temperature, actor.packing_samples, actor.is_vlm = first.temperature, first.packing_samples, False
+    actor = ReplyActor.of(actor)
     args = strategy.args
     options = vars(args.actor)
     settings = {key: options[key] for key in ("optim", "lr_scheduler", "lr_warmup_ratio", "min_lr_ratio", "max_norm")}

@@ -64,6 +64,7 @@ class SelfPlayExperienceMaker(RemoteExperienceMaker):
         self._ranks = data_parallel_ranks(self.args)
         self._policy = policy
         self._asked: dict[Any, str] = {}  # who was asked for what is waited for
+        self._takes_turns: bool | None = None
         self._trajectories: list[Trajectory] = []
 
     def prepare(self, trajectories: list[Trajectory]) -> list[Experience]:
@@ -93,17 +94,27 @@ class SelfPlayExperienceMaker(RemoteExperienceMaker):
         ]
 
     def _dispatch_forward(self, group: Any, sync_condition: bool, **inputs: Any) -> list[Any]:
-        """Upstream's, with a deadline where workers that share a GPU take turns."""
+        """Upstream's, with a deadline where workers that share a GPU, or all cores of a machine, take turns."""
         kinds = {id(self.critic_model_group): "critic", id(self.initial_model_group): "reference"}
         kind = kinds.get(id(group), "policy")
         references = group.async_run_method_batch(method_name="forward", **inputs)
         self._asked |= {reference: f"{self._policy} {kind} rank {i}" for i, reference in enumerate(references)}
-        if sync_condition:
+        if sync_condition or self._share_cores():
             self._gather(references)
+        if sync_condition:
             emptied = group.async_run_method(method_name="empty_cache")
             self._asked |= {reference: f"{self._policy} {kind} rank {i}" for i, reference in enumerate(emptied)}
             self._gather(emptied)
         return references
+
+    def _share_cores(self) -> bool:
+        """Whether these workers compute on the same cores: at the same time, with threads for all of them each, two
+        take longer than one after the other."""
+        if self._takes_turns is None:
+            asked = self.actor_model_group.async_run_method(method_name="computes_on_cores")
+            self._asked |= {reference: f"{self._policy} policy rank {i}" for i, reference in enumerate(asked)}
+            self._takes_turns = any(self._gather(asked))
+        return self._takes_turns
 
     def _flatten_results(self, references: list[Any], duplicate_factor: int) -> list[Any]:
         """Upstream's, with a deadline; what stands for an absent model is an object of Ray's, no list."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
@@ -10,7 +11,7 @@ import torch
 
 from openrlhf_medical import devices
 from openrlhf_medical.cluster import gather
-from openrlhf_medical.rollout.weights import Checksum, TensorSpec, WeightPlan, WeightStamp, pack, plan_buckets
+from openrlhf_medical.rollout.weights import Checksum, TensorSpec, WeightPlan, WeightStamp, ahead, pack, plan_buckets
 
 
 class WeightSender:
@@ -81,13 +82,20 @@ class WeightSender:
     def _broadcast(self, plan: WeightPlan, parameters: dict[str, torch.nn.Parameter]) -> Checksum:
         checksum = Checksum()
         stream = torch.cuda.current_stream()
-        for bucket in plan.buckets:
-            tensors = [parameters[spec.name] for spec in bucket]
-            with self._gathered(tensors):
-                buffer = pack(bucket, [t.data for t in tensors]).to(self._device) if self._is_sender else None
-            if buffer is not None:
-                checksum.add(buffer)
-                self._group.broadcast(buffer, src=0, stream=stream)
+
+        def packets() -> Iterator[torch.Tensor]:
+            for bucket in plan.buckets:
+                tensors = [parameters[spec.name] for spec in bucket]
+                with self._gathered(tensors):
+                    buffer = pack(bucket, [t.data for t in tensors]).to(self._device) if self._is_sender else None
+                if buffer is not None:
+                    checksum.add(buffer)
+                    yield buffer
+
+        whole = self._zero_stage < 3 and self._tensor_parallel_size == 1  # else ranks gather, in one thread's order
+        on_cpu = all(p.device.type == "cpu" for p in parameters.values())
+        for buffer in ahead(packets()) if whole and on_cpu and self._is_sender else packets():
+            self._group.broadcast(buffer, src=0, stream=stream)
         return checksum
 
     def _gathered(self, tensors: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager[Any]:

@@ -20,6 +20,7 @@ from openrlhf_medical.learner.bias_correction import forget_steps
 from openrlhf_medical.learner.compilation import outlive_killed_compilers
 from openrlhf_medical.learner.normalizers import loss_normalizers, mean_of_own_tokens
 from openrlhf_medical.learner.random_states import load_random_states, save_random_states
+from openrlhf_medical.learner.reply_actor import ReplyActor
 from openrlhf_medical.learner.weight_sync import WeightSender
 from openrlhf_medical.rollout.weights import WeightStamp
 
@@ -75,7 +76,12 @@ class SelfPlayStrategy(DeepspeedStrategy):
         super().optimizer_step(optimizer, *args, **kwargs)
 
     def get_ds_train_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return self._own_batching(super().get_ds_train_config(*args, **kwargs))
+        config = self._own_batching(super().get_ds_train_config(*args, **kwargs))
+        if self.world_size == 1 and self.stage == 2 and not self.adam_offload:
+            # One rank has nothing to shard. Stage 2 copies all gradients four times after every micro-batch; stage 1
+            # lets them add up where they are, in the same number format, and does so once.
+            config["zero_optimization"]["stage"] = 1
+        return config
 
     def get_ds_eval_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self._own_batching(super().get_ds_eval_config(*args, **kwargs))
@@ -87,6 +93,9 @@ class SelfPlayStrategy(DeepspeedStrategy):
 
 
 class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
+    actor: Any
+    trainer: Any
+
     def init_model_from_pretrained(
         self, strategy: Any, pretrain: str, max_steps: int | None = None, vllm_engines: Any = None
     ) -> None:
@@ -94,6 +103,7 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
         optimizer for each of them on the same base."""
         _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain, max_steps, None)
+        self.actor = self.trainer.actor = ReplyActor.of(self.actor)
         self._base = pretrain
         self._trainees: dict[str, Trainee] = {}
         for name in strategy.adapters:
@@ -112,6 +122,10 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
         self.actor_optim, self.actor_scheduler = self.trainer.actor_optim, self.trainer.actor_scheduler
         self.actor.model.module.set_adapter(trainee.peft_name)
         self._selected = trainee
+
+    def computes_on_cores(self) -> bool:
+        """Whether this worker has no device of its own."""
+        return next(self.actor.model.module.parameters()).device.type == "cpu"
 
     def reference_log_probs(self, **inputs: Any) -> torch.Tensor:
         """As ``forward``, with every adapter off: the frozen base is the KL reference."""
@@ -277,9 +291,12 @@ def _renamed(metrics: dict[str, Any], normalizers: dict[str, Any], tokens: float
 
 
 class _ReferenceWorker(ReferenceModelActor.__ray_metadata__.modified_class):
+    model: Any
+
     def init_model_from_pretrained(self, strategy: Any, pretrain: str) -> None:
         _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain)
+        self.model = ReplyActor.of(self.model)
 
 
 def _fit_to_machine(strategy: SelfPlayStrategy, world_size: int) -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import queue
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -26,6 +27,8 @@ import torch
 from openrlhf_medical import devices, shared_memory
 
 devices.prepare_process()
+
+T = TypeVar("T")
 
 ALIGNMENT = 16_384
 """Bytes. Buckets end on a multiple of this, so that a checksum can fold them into equal rows."""
@@ -112,6 +115,30 @@ class Checksum:
         return self._hash.hexdigest()
 
 
+def ahead(source: Iterator[T]) -> Iterator[T]:
+    """What ``source`` gives, made in a thread of its own, one item ahead of the reader; its error is raised here.
+
+    For work that lets other threads run. The reader has to read to the end: the thread waits for it."""
+    made: queue.Queue[tuple[str, Any]] = queue.Queue(1)
+
+    def run() -> None:
+        try:
+            for item in source:
+                made.put(("item", item))
+            made.put(("end", None))
+        except BaseException as error:
+            made.put(("error", error))
+
+    threading.Thread(target=run, name="one-ahead", daemon=True).start()
+    while True:
+        kind, item = made.get()
+        if kind == "error":
+            raise item
+        if kind == "end":
+            return
+        yield item
+
+
 def _folder_tensors(folder: str, checksum: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of a folder's safetensors files, in the order of their names; ``checksum`` sees the bytes."""
     from safetensors import safe_open
@@ -165,11 +192,16 @@ class WeightReceiver:
         checksum = Checksum()
         stream = torch.cuda.current_stream() if self.device.type == "cuda" else None
 
-        def arriving() -> Iterator[tuple[str, torch.Tensor]]:
+        def packets() -> Iterator[tuple[tuple[TensorSpec, ...], torch.Tensor]]:
             for bucket in plan.buckets:
                 buffer = torch.empty(bucket_bytes(bucket), dtype=torch.uint8, device=self._weight_device)
                 self._weight_group.broadcast(buffer, src=0, stream=stream)
                 checksum.add(buffer)
+                yield bucket, buffer
+
+        def arriving() -> Iterator[tuple[str, torch.Tensor]]:
+            # NCCL's stream does by itself what gloo needs a thread for: receive one packet while another is loaded.
+            for bucket, buffer in ahead(packets()) if self._weight_device.type == "cpu" else packets():
                 yield from unpack(bucket, buffer.to(self.device))
 
         self._weight_stamp = None  # a sync that dies half-way must not leave the old stamp behind

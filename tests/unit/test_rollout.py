@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +16,7 @@ from openrlhf_medical.rollout.weights import (
     ALIGNMENT,
     Checksum,
     TensorSpec,
+    ahead,
     bucket_bytes,
     pack,
     plan_buckets,
@@ -90,6 +93,33 @@ def test_a_turn_without_tokens_is_refused():
 
 def test_masked_experience_has_no_action():
     assert masked_experience(2).action_mask.sum() == 0
+
+
+def test_ahead_gives_the_same_in_order_and_is_one_item_ahead():
+    made: list[int] = []
+
+    def source():
+        for i in range(4):
+            made.append(i)
+            yield i
+
+    reader = ahead(source())
+    assert next(reader) == 0
+    deadline = time.monotonic() + 20
+    while len(made) < 3 and time.monotonic() < deadline:  # one waits, and the next is made but finds no room
+        time.sleep(0.01)
+    assert made[:3] == [0, 1, 2] and list(reader) == [1, 2, 3]
+
+
+def test_ahead_raises_what_its_source_raised():
+    def source():
+        yield 1
+        raise ConnectionError("gone")
+
+    reader = ahead(source())
+    assert next(reader) == 1
+    with pytest.raises(ConnectionError, match="gone"):
+        next(reader)
 
 
 def test_turn_seeds_depend_on_the_turn_alone():

@@ -172,6 +172,19 @@ def test_entropy_bonus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert strategy.loss == pytest.approx(-1 - 0.2)
 
 
+# ── ZeRO: a rank that is alone shards nothing ──
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words", "stage"),
+    [(1, [], 1), (2, [], 2), (1, ["--ds.zero_stage", "3"], 3), (1, ["--ds.adam_offload", "true"], 2)],
+)
+def test_one_rank_adds_gradients_up_in_place(ranks: int, words: list[str], stage: int) -> None:
+    strategy = assembly.strategy_of(configure(*words))
+    strategy.world_size = ranks
+    assert strategy.get_ds_train_config()["zero_optimization"]["stage"] == stage
+
+
 # ── KL in the reward: upstream's experience maker ──
 
 
