@@ -51,7 +51,8 @@ def configuration(folder: Path, *, quick: bool) -> RunConfig:
     prepare_data("synthetic", folder / "data", None, 0.9, 0)
     words = ["--run.name", "step", "--run.dir", str(folder), "--run.eval_games", "0", "--run.steps", "100",
              "--data.train", str(folder / "data" / "train.jsonl"), "--data.val", str(folder / "data" / "val.jsonl"),
-             "--actor.model_name_or_path", str(HERE.parent / "models" / ("tiny" if quick else "smollm2-135m"))]  # fmt: skip
+             "--actor.model_name_or_path", str(HERE.parent / "models" / ("tiny" if quick else "smollm2-135m")),
+             ]  # fmt: skip
     if quick:
         words += ["--rollout.batch_size", "4", "--rollout.max_new_tokens", "24"]
     return load_config(HERE.parent / "configs" / "quickstart.yaml", words)

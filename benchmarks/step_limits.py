@@ -1,9 +1,9 @@
 """What each phase of a step would take if nothing but its bare work were done: the limits of ``step.py``.
 
-    games       the step's prompts, each with as many new tokens as it had, given to the same engines at once
-    log-probs   plain transformers forward of the same samples, one after another without padding, on all cores
-    update      plain transformers forward, backward and torch's AdamW on the same samples, on all cores
-    sync        in every engine: a copy of all weights in memory, and one ``reload_weights`` of it
+games       the step's prompts, each with as many new tokens as it had, given to the same engines at once
+log-probs   plain transformers forward of the same samples, one after another without padding, on all cores
+update      plain transformers forward, backward and torch's AdamW on the same samples, on all cores
+sync        in every engine: a copy of all weights in memory, and one ``reload_weights`` of it
 """
 
 from __future__ import annotations
