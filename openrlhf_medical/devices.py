@@ -162,6 +162,11 @@ def use_cores(processes: int) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
 
 
+def cores_to_compute_on() -> int | None:
+    """Cores that torch's threads may use here; None where a GPU computes."""
+    return None if has_gpu() else len(os.sched_getaffinity(0))
+
+
 def repack_output_head(model: Any) -> None:
     """vLLM on the CPU: give a tied output head its new weights.
 
