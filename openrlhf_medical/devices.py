@@ -23,6 +23,7 @@ vLLM keeps a packed copy of a tied output head             packed again after ev
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib.abc
 import importlib.machinery
@@ -136,6 +137,14 @@ def worker_environment() -> dict[str, str]:
     keep = {"hugetlb": 1, "mmap_threshold": 2 << 30, "trim_threshold": 4 << 30, "top_pad": 64 << 20}
     tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in keep.items())
     return {"GLIBC_TUNABLES": tunables, "THP_MEM_ALLOC_ENABLE": "1"}
+
+
+def give_back_memory() -> None:
+    """Hand what is free back to the kernel, which ``worker_environment`` keeps the C library from doing: at the end of
+    a phase, when the other processes of the machine are the ones who need memory."""
+    trim = None if has_gpu() else getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def attention(requested: str) -> str:
