@@ -40,20 +40,41 @@ def pss_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
-def peak_of(command: list[str]) -> tuple[int, float]:
-    """(exit code, GiB) of a command that is run to its end."""
-    peak = 0
+def title(pid: int) -> str:
+    """What a process is, in a word or two: its own title, or its program's name."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+    except OSError:
+        return "?"
+    if words[0].startswith(("ray::", "VLLM::")):
+        return words[0].split(".")[0].split("(")[0].split()[0]
+    named = [word for word in words[:7] if word and "python" not in word and not word.startswith("-")]
+    return " ".join(Path(word).name for word in named[:2])[:40] or Path(words[0]).name
+
+
+def usage(root: int) -> list[tuple[str, int]]:
+    """(title, PSS in bytes) of a process and all its descendants, largest first."""
+    found = [(title(pid), pss_bytes(pid)) for pid in descendants(root)]
+    return sorted(found, key=lambda each: -each[1])
+
+
+def peak_of(command: list[str]) -> tuple[int, float, list[tuple[str, int]]]:
+    """(exit code, GiB, ``usage`` at the peak) of a command that is run to its end."""
+    peak: list[tuple[str, int]] = []
     with subprocess.Popen(command, env=os.environ) as process:
         while process.poll() is None:
-            peak = max(peak, sum(pss_bytes(pid) for pid in descendants(process.pid)))
+            now = usage(process.pid)
+            peak = max(peak, now, key=lambda own: sum(size for _, size in own))
             time.sleep(INTERVAL_S)
-    return process.returncode, peak / 2**30
+    return process.returncode, sum(size for _, size in peak) / 2**30, peak
 
 
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    code, gib = peak_of(sys.argv[1:])
+    code, gib, peak = peak_of(sys.argv[1:])
+    for name, size in peak:
+        print(f"{size / 2**20:8.0f} MiB  {name}")
     print(f"peak of summed PSS: {gib:.2f} GiB")
     sys.exit(code)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +35,7 @@ from openrlhf_medical.learner.adapters import AdaptersOff
 from openrlhf_medical.learner.critic import CriticWorker
 from openrlhf_medical.learner.policy import Deadlines, Learner, Supervision, Workers
 from openrlhf_medical.learner.supervised import SupervisedExamples
+from openrlhf_medical.learner.together import side_by_side
 from openrlhf_medical.learner.workers import PolicyWorker, ReferenceWorker, SelfPlayStrategy
 from openrlhf_medical.rollout.engine_player import prompt_ids
 from openrlhf_medical.rollout.engines import EngineSpec
@@ -101,12 +102,13 @@ def start_learners(
     pad_token_id: int,
     spec: EngineSpec | None,
     examples: SupervisedExamples | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> list[Learner]:
     """Start every worker of every policy side by side, then send each policy's weights to its engines.
 
     Policy, KL reference and engines all load the folder that ``starts`` names for the policy's roles; the
     first sync makes the engines' weights the policy's by construction and gives them their first stamp.
-    With ``spec`` None there are workers only.
+    With ``spec`` None there are workers only. ``meanwhile``: called while they come up.
 
     Raises:
         UserError: no room in the cluster. StuckError: a worker did not come up.
@@ -117,13 +119,17 @@ def start_learners(
         for policies in bases_of(config)
         for learner in _start_base(config, policies, starts, pad_token_id, spec, examples, starting)
     ]
+    meanwhile()
     gather(starting, config.run.start_timeout_s, "starting workers")
-    for learner in learners:
-        if spec is not None:
-            learner.join_engines(
-                config.vllm.tensor_parallel_size, WEIGHT_BUCKET_BYTES, shares_gpu=config.train.colocate_all
-            )
-            learner.sync()
+
+    def first_sync(learner: Learner) -> None:
+        learner.join_engines(
+            config.vllm.tensor_parallel_size, WEIGHT_BUCKET_BYTES, shares_gpu=config.train.colocate_all
+        )
+        learner.sync()
+
+    if spec is not None:
+        side_by_side(learners, first_sync)
     return learners
 
 

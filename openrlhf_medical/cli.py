@@ -197,9 +197,12 @@ def train(
         looked_at = "keys and plan" if on is not None else "keys, hardware, model and data"
         _tell(f"ok: {looked_at} fit together; nothing was started")
         return
-    from openrlhf_medical import commands
+    from openrlhf_medical import cluster, layout
 
-    commands.train(settings, resume)
+    with cluster.coming_up(layout.bundles_needed(settings)):
+        from openrlhf_medical import commands
+
+        commands.train(settings, resume)
 
 
 app.command("submit", context_settings=_TAKES_DOTTED)(cli_submit.submit)

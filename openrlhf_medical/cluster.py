@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -39,6 +40,9 @@ def connect(gpus_needed: int) -> None:
     """
     if ray.is_initialized():
         return
+    # It may not be the main thread, where Ray would take SIGTERM for itself: a run has its own idea of it.
+    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in record.getMessage())
+    warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
     runtime_env = {
         "worker_process_setup_hook": devices.WORKER_SETUP_HOOK,
         "env_vars": {"TOKENIZERS_PARALLELISM": "false", **devices.worker_environment()},
@@ -58,9 +62,40 @@ def connect(gpus_needed: int) -> None:
     )
 
 
+_coming: list[Future[None]] = []
+"""The Ray that ``coming_up`` is starting, if it is."""
+
+
+@contextlib.contextmanager
+def coming_up(gpus_needed: int) -> Iterator[None]:
+    """Start Ray in a thread, for the ``session`` that is opened inside: its processes come up while this one
+    imports. Where no session took it over, it ends here."""
+
+    def start() -> None:
+        try:
+            connect(gpus_needed)
+            started.set_result(None)
+        except BaseException as error:
+            started.set_exception(error)
+
+    started: Future[None] = Future()
+    _coming.append(started)
+    thread = threading.Thread(target=start, name="ray-init", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        _coming.clear()
+        if ray.is_initialized():
+            shut_down()
+
+
 @contextlib.contextmanager
 def session(gpus_needed: int) -> Iterator[None]:
     """Ray for the time of a run; a Ray that we started ends with it, and every actor of ours in any case."""
+    for started in _coming:
+        started.result()
     connect(gpus_needed)
     try:
         total = ray.cluster_resources()

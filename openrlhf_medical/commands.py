@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,18 @@ def _train(
     stop: StopSignals,
     start: State | None,
 ) -> None:
-    with (
-        console,
-        assembly.judge_of(config, directory.folder) as judge,
-        cluster.session(layout.bundles_needed(config)),
-    ):
+    with console, contextlib.ExitStack() as stack:
+        judges: list[JudgeClient] = []
+
+        def find_judge() -> None:
+            if not judges:
+                judges.append(stack.enter_context(assembly.judge_of(config, directory.folder)))
+                _warn_of_disguise(config, judges[0], console)
+
+        if config.judge.urls or config.train.sft_warmup_steps:  # one that is missing is told before the work begins
+            find_judge()
+        stack.enter_context(cluster.session(layout.bundles_needed(config)))
         stop.listen()  # again: Ray has its own idea of SIGTERM
-        gold = _gold_watch(config, judge, seeds)
-        _warn_of_disguise(config, judge, console)
         starts = dict.fromkeys(Role, layout.model_of(config))
         if config.train.sft_warmup_steps and examples is not None:
             notes = SupervisedExamples(
@@ -115,8 +120,10 @@ def _train(
         console.phase("starting workers (about a minute)")
         learners = assembly.start_learners(
             config, starts, tokenizer.pad_token_id, casting.engine_spec(config),
-            examples if config.train.sft_coef else None,
+            examples if config.train.sft_coef else None, meanwhile=find_judge,
         )  # fmt: skip
+        judge = judges[0]
+        gold = _gold_watch(config, judge, seeds)
         opponents = casting.start_opponents(config, starts, learners, tokenizer)
         cast = casting.cast_of(config, learners, opponents, tokenizer)
         manager = MedicalDialogueGameManager(

@@ -26,6 +26,7 @@ vLLM draws noise for every token of the vocabulary         one number a row (``c
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib.abc
 import importlib.machinery
@@ -158,6 +159,14 @@ def worker_environment() -> dict[str, str]:
     return {"GLIBC_TUNABLES": tunables, "THP_MEM_ALLOC_ENABLE": "1"}
 
 
+def give_back_memory() -> None:
+    """Hand what is free back to the kernel, which ``worker_environment`` keeps the C library from doing: at the end of
+    a phase, when the other processes of the machine are the ones who need memory."""
+    trim = None if has_gpu() else getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def attention(requested: str) -> str:
     """The attention kernel that ``ds.attn_implementation: auto`` stands for here."""
     if requested != "auto":
@@ -180,6 +189,11 @@ def use_cores(processes: int) -> None:
         import torch
 
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
+def cores_to_compute_on() -> int | None:
+    """Cores that torch's threads may use here; None where a GPU computes."""
+    return None if has_gpu() else len(os.sched_getaffinity(0))
 
 
 def repack_output_head(model: Any) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from openrlhf_medical import devices
 from openrlhf_medical.learner.normalizers import loss_normalizers, mean_of_own_tokens
+from openrlhf_medical.learner.shared_cores import OnSharedCores, on_shared_cores
 from openrlhf_medical.learner.workers import RoleBatch, _fit_to_machine
 
 devices.prepare_process()
@@ -22,14 +23,15 @@ from openrlhf.trainer.ray.ppo_critic import CriticModelActor  # noqa: E402  (aft
 from openrlhf.utils import get_tokenizer  # noqa: E402
 
 
-class _CriticWorker(CriticModelActor.__ray_metadata__.modified_class):
+class _CriticWorker(OnSharedCores, CriticModelActor.__ray_metadata__.modified_class):
     def init_model_from_pretrained(self, strategy: Any, pretrain: str, max_steps: int | None = None) -> None:
         """As upstream's, and with a tokenizer: upstream's loads one only where it saves the critic itself."""
-        _fit_to_machine(strategy, self._world_size)
+        self._cores = _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain, max_steps)
         use_fast = not strategy.args.data.disable_fast_tokenizer
         self.tokenizer = get_tokenizer(pretrain, self.critic.module, "left", strategy, use_fast=use_fast)
 
+    @on_shared_cores
     def update(self, steps: list[list[RoleBatch]]) -> dict[str, dict[str, float]]:
         """Run optimizer steps on the values' loss; ``steps`` as for the policy's update, without supervised
         micro-batches: those have no returns.
@@ -43,6 +45,7 @@ class _CriticWorker(CriticModelActor.__ray_metadata__.modified_class):
         for step, micro_batches in enumerate(steps):
             normalizers = loss_normalizers(self.strategy, [experience.action_mask for _, experience in micro_batches])
             for i, (role, experience) in enumerate(micro_batches):
+                self._cores.take()
                 self.critic.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
                 experience.to_device(torch.cuda.current_device())
                 status = self.trainer.training_step(experience, step, normalizers)

@@ -21,6 +21,7 @@ from openrlhf_medical.learner.compilation import outlive_killed_compilers
 from openrlhf_medical.learner.normalizers import loss_normalizers, mean_of_own_tokens
 from openrlhf_medical.learner.random_states import load_random_states, save_random_states
 from openrlhf_medical.learner.reply_actor import ReplyActor
+from openrlhf_medical.learner.shared_cores import OnSharedCores, SharedCores, on_shared_cores
 from openrlhf_medical.learner.weight_sync import WeightSender
 from openrlhf_medical.rollout.weights import WeightStamp
 
@@ -92,7 +93,7 @@ class SelfPlayStrategy(DeepspeedStrategy):
                 "gradient_accumulation_steps": 1}  # fmt: skip
 
 
-class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
+class _PolicyWorker(OnSharedCores, PolicyModelActor.__ray_metadata__.modified_class):
     actor: Any
     trainer: Any
 
@@ -101,7 +102,7 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
     ) -> None:
         """As upstream's, without its weight sync (``join_weight_group`` sets up ours); with adapters, one
         optimizer for each of them on the same base."""
-        _fit_to_machine(strategy, self._world_size)
+        self._cores = _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain, max_steps, None)
         self.actor = self.trainer.actor = ReplyActor.of(self.actor)
         self._base = pretrain
@@ -158,6 +159,7 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
     def send_weights(self, version: int, timeout_s: float) -> WeightStamp | None:
         return self._sender.send(version, timeout_s)
 
+    @on_shared_cores
     def update(
         self, steps: list[list[RoleBatch]], kl_coefficient: float, sft_coefficient: float = 1.0
     ) -> dict[str, dict[str, float]]:
@@ -177,6 +179,7 @@ class _PolicyWorker(PolicyModelActor.__ray_metadata__.modified_class):
             }
             for i, batch in enumerate(micro_batches):
                 role, experience = batch
+                self._cores.take()
                 self.actor.model.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
                 experience.to_device(torch.cuda.current_device())
                 if _is_supervised(batch):
@@ -290,19 +293,20 @@ def _renamed(metrics: dict[str, Any], normalizers: dict[str, Any], tokens: float
     return named
 
 
-class _ReferenceWorker(ReferenceModelActor.__ray_metadata__.modified_class):
+class _ReferenceWorker(OnSharedCores, ReferenceModelActor.__ray_metadata__.modified_class):
     model: Any
 
     def init_model_from_pretrained(self, strategy: Any, pretrain: str) -> None:
-        _fit_to_machine(strategy, self._world_size)
+        self._cores = _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain)
         self.model = ReplyActor.of(self.model)
 
 
-def _fit_to_machine(strategy: SelfPlayStrategy, world_size: int) -> None:
+def _fit_to_machine(strategy: SelfPlayStrategy, world_size: int) -> SharedCores:
     """What depends on this worker's machine; the driver's may have no GPU."""
     devices.use_cores(processes=world_size * strategy.policies)
     strategy.args.ds.attn_implementation = devices.attention(strategy.args.ds.attn_implementation)
+    return SharedCores(None if strategy.full_determinism else devices.cores_to_compute_on())
 
 
 PolicyWorker = ray.remote(num_gpus=1)(_PolicyWorker)

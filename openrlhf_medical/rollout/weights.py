@@ -172,6 +172,7 @@ class WeightReceiver:
         watched = above[: pids.index(actor) + 1] if actor in pids else above[:1]
         # All ends of the queues are open by now. Without a name nothing can be left, whoever is killed.
         shared_memory.remove(shared_memory.segments_of([this, *watched]))
+        devices.give_back_memory()  # loading took the weights several times
 
         def watch() -> None:
             while all(each.is_running() and "zombie" not in str(each) for each in watched):
@@ -212,6 +213,8 @@ class WeightReceiver:
             for _ in tensors:  # whatever went wrong here, the sender must not wait for us for ever
                 pass
         devices.repack_output_head(self.model_runner.get_model())
+        del tensors
+        devices.give_back_memory()
         self._weight_stamp = WeightStamp(plan.version, checksum.hexdigest())
         return self.weight_stamp()  # type: ignore[return-value]  # set one line above
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import openrlhf_medical
+from openrlhf_medical import cluster
 from openrlhf_medical.cli import app
 from openrlhf_medical.config import load_config
 from openrlhf_medical.data.seed_files import seeds_to_jsonl
@@ -66,6 +68,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setitem(sys.modules, "openrlhf_medical.commands", commands)
     monkeypatch.setattr(openrlhf_medical, "commands", commands, raising=False)
     monkeypatch.setitem(sys.modules, "openrlhf_medical.judge.server", server)
+    monkeypatch.setattr(cluster, "coming_up", lambda gpus: contextlib.nullcontext())  # no Ray
     return seen
 
 

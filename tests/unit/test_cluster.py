@@ -135,3 +135,48 @@ def test_no_call_of_ours_waits_for_ray_without_a_deadline() -> None:
     assert len(waits) >= 4
     without = [(name, call.lineno) for name, call in waits if "timeout" not in {word.arg for word in call.keywords}]
     assert not without, without
+
+
+class TestRayThatComesUpMeanwhile:
+    """``coming_up``: Ray is started in a thread while the program imports."""
+
+    @pytest.fixture
+    def events(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        seen: list[str] = []
+        up = threading.Event()
+
+        def connect(gpus: int) -> None:
+            if not up.is_set():
+                time.sleep(0.1)
+                up.set()
+                seen.append(f"up with {gpus}")
+
+        def shut_down() -> None:
+            up.clear()
+            seen.append("down")
+
+        monkeypatch.setattr(cluster, "connect", connect)
+        monkeypatch.setattr(cluster, "shut_down", shut_down)
+        monkeypatch.setattr(cluster.ray, "is_initialized", up.is_set)
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"GPU": 4, "CPU": 4})
+        return seen
+
+    def test_the_session_takes_it_over_and_it_ends_once(self, events: list[str]) -> None:
+        with cluster.coming_up(3):
+            events.append("imported")
+            with cluster.session(3):
+                events.append("played")
+        assert events == ["imported", "up with 3", "played", "down"]
+
+    def test_without_a_session_it_ends_all_the_same(self, events: list[str]) -> None:
+        with pytest.raises(RunError), cluster.coming_up(3):
+            raise RunError("a mistake of the user")
+        assert events == ["up with 3", "down"]
+
+    def test_its_error_is_told_by_the_session(self, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(gpus: int) -> None:
+            raise ConnectionError("no such cluster")
+
+        monkeypatch.setattr(cluster, "connect", fails)
+        with pytest.raises(ConnectionError, match="no such cluster"), cluster.coming_up(3), cluster.session(3):
+            pass
