@@ -8,7 +8,7 @@ Compared with the least that those starts could take: the larger of
     the slowest single worker's start, alone on the machine (an engine, or a policy's worker)
     the CPU seconds that all processes had used by then ÷ cores
 
-CPU seconds are those of the very start that is timed, of every process under it that lived a quarter of a second.
+CPU seconds are those of the very start that is timed, of every process under it that lived half a second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RUNS = 3
 """Starts; each takes most of a minute, and what is compared comes from one and the same."""
-SAMPLE_S = 0.25
+SAMPLE_S = 0.5
 DEADLINE_S = 300.0
 
 
@@ -99,6 +99,8 @@ def start(config_words: list[str], folder: Path, number: int, first_game: str) -
                 raise RuntimeError(f"no game began: {log.read_text(encoding='utf-8')[-2000:]}")
         found.wall_s, found.cpu_s = last
         found.by_process = cpu.by_process()
+        print({what: round(when, 1) for what, when in found.marks.items()}, "CPU s:", found.by_process)
+        print("cores in use:", *(f"{now:.0f}s:{cores:.1f}" for now, cores in found.busy[::2]), flush=True)
     finally:
         _end(process)
     return found
@@ -162,9 +164,6 @@ def main() -> None:
         )  # fmt: skip
     cores = len(os.sched_getaffinity(0))
     limits = [max(one.cpu_s / cores, *alone.values()) for one in starts]
-    for one in starts:
-        print({what: round(when, 1) for what, when in one.marks.items()}, "CPU s:", one.by_process)
-        print("cores in use:", one.busy)
     note = f"{starts[0].wall_s:.0f} s; CPU seconds ÷ cores {starts[0].cpu_s / cores:.0f} s; " + ", ".join(
         f"{kind} alone {seconds:.0f} s" for kind, seconds in alone.items()
     )

@@ -1,9 +1,9 @@
 """What each phase of a step would take if nothing but its bare work were done: the limits of ``step.py``.
 
-games       the step's prompts, each with as many new tokens as it had, given to the same engines at once
-log-probs   plain transformers forward of the same samples, one after another without padding, on all cores
-update      plain transformers forward, backward and torch's AdamW on the same samples, on all cores
-sync        in every engine: a copy of all weights in memory, and one ``reload_weights`` of it
+games      the step's prompts, each with as many new tokens as it had, given to the same engines at once
+log-probs  plain transformers forward of the same samples, one by one without padding, logits of the replies only
+update     plain transformers forward, backward and torch's AdamW on the same samples
+sync       in every engine: a copy of all weights in memory, and one ``reload_weights`` of it
 """
 
 from __future__ import annotations
@@ -47,33 +47,31 @@ class BareReceiver(WeightReceiver):
 
 
 class _Bare:
-    """A plain transformers model in a process of its own, with the environment that a worker has, on all cores."""
+    """A plain transformers model in a process of its own, with the environment that a worker has."""
 
     def __init__(self, model: str, lr: float) -> None:
         from transformers import AutoModelForCausalLM
 
-        devices.use_cores(1)
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=lr, fused=True)
 
-    def forward_s(self, samples: Sequence[Sample]) -> float:
-        began = time.perf_counter()
+    def forward(self, samples: Sequence[Sample], times: int, processes: int) -> None:
+        """Of logits only the replies', as in the update."""
+        devices.use_cores(processes)
         with torch.no_grad():
-            for ids, _ in samples:
-                self._model(torch.tensor([ids]), use_cache=False)
-        return time.perf_counter() - began
+            for ids, prompt in samples * times:
+                self._model(torch.tensor([ids]), use_cache=False, logits_to_keep=len(ids) - prompt + 1)
 
-    def update_s(self, samples: Sequence[Sample], optimizer_steps: int) -> float:
-        began = time.perf_counter()
+    def update(self, samples: Sequence[Sample], optimizer_steps: int, processes: int) -> None:
+        devices.use_cores(processes)
         each = -(-len(samples) // optimizer_steps)
         for first in range(0, len(samples), each):
             for ids, prompt in samples[first : first + each]:
-                labels = torch.tensor([ids])
-                labels[:, :prompt] = -100
-                self._model(torch.tensor([ids]), labels=labels, use_cache=False).loss.backward()
+                kept = len(ids) - prompt + 1
+                logits = self._model(torch.tensor([ids]), use_cache=False, logits_to_keep=kept).logits[0, :-1]
+                torch.nn.functional.cross_entropy(logits.float(), torch.tensor(ids[prompt:])).backward()
             self._optimizer.step()
             self._optimizer.zero_grad()
-        return time.perf_counter() - began
 
 
 class Limits:
@@ -81,43 +79,65 @@ class Limits:
 
     def __init__(self, learners: Sequence[Learner], model: str, lr: float) -> None:
         self._learners, self._model = learners, model
-        self._bare = ray.remote(num_cpus=0)(_Bare).remote(model, lr)
-        ray.get([self._bare.forward_s.remote([((1, 2, 3), 1)]), self._bare.update_s.remote([((1, 2, 3), 1)], 1)])
+        self._bare = [ray.remote(num_cpus=0)(_Bare).remote(model, lr) for _ in learners]
+        self._at_once: bool | None = None
+        ray.get([bare.update.remote([((1, 2, 3), 1)], 1, 1) for bare in self._bare])
         self.sync_s()
 
     def of(self, games: Sequence[Game], trajectories: Sequence[Trajectory], metrics: dict[str, float]) -> dict:
         """Seconds of each phase's limit. ``metrics``: the step's, which say how many optimizer steps there were."""
-        found = {"games": self.generate_s(games), "log_probs": 0.0, "update": 0.0, "sync": 0.0}
+        forward, update = [], []
         for learner in self._learners:
-            samples = [(t.prompt_ids + t.token_ids, len(t.prompt_ids)) for t in trajectories if t.role in learner.roles]
-            if not samples:
-                continue
-            forwards = 1 + (learner.workers.reference is not None)
-            steps = int(metrics[f"policy/{learner.roles[0]}/optimizer_steps"])
-            found["log_probs"] += sum(ray.get(self._bare.forward_s.remote(samples)) for _ in range(forwards))
-            found["update"] += ray.get(self._bare.update_s.remote(samples, steps))
-        found["sync"] = self.sync_s()  # last: afterwards the engines hold what the policies have
-        return found
+            own = [(t.prompt_ids + t.token_ids, len(t.prompt_ids)) for t in trajectories if t.role in learner.roles]
+            forward.append((own, 1 + (learner.workers.reference is not None)))
+            update.append((own, int(metrics.get(f"policy/{learner.roles[0]}/optimizer_steps", 1))))
+        if self._at_once is None:  # which is faster depends on the machine: the faster one is the limit
+            ways = {at_once: self._bare_s("update", update, at_once=at_once) for at_once in (True, False)}
+            self._at_once = min(ways, key=lambda way: ways[way])
+            print(f"bare updates at the same time {ways[True]:.1f} s, one after the other {ways[False]:.1f} s")
+        return {
+            "games": self.generate_s(games),
+            "log_probs": self._bare_s("forward", forward, at_once=self._at_once),
+            "update": self._bare_s("update", update, at_once=self._at_once),
+            "sync": self.sync_s(),  # last: afterwards the engines hold what the policies have
+        }
+
+    def _bare_s(self, method: str, work: Sequence[tuple[Any, ...]], *, at_once: bool) -> float:
+        """Every policy's bare work: all at the same time with a share of the cores, or one after another with all."""
+        began = time.perf_counter()
+        waiting = []
+        for bare, arguments in zip(self._bare, work, strict=True):
+            if arguments[0]:
+                waiting.append(getattr(bare, method).remote(*arguments, len(work) if at_once else 1))
+            if not at_once:
+                ray.get(waiting)
+        ray.get(waiting)
+        return time.perf_counter() - began
 
     def generate_s(self, games: Sequence[Game]) -> float:
-        """Every turn's prompt to its engine at once, nothing streamed back, prefix caches empty as after a sync."""
+        """Every turn's prompt to its engines, all of one policy's at once and nothing streamed back, one policy after
+        another: both engines use all cores. Prefix caches are empty, as they are after a sync."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         self._on_all_engines("reset_prefix_cache")
-        asked = []
         began = time.perf_counter()
         for learner in self._learners:
             engines = list(learner.engines)
             turns = [turn.reply for role in learner.roles for _, turn in turns_of(games, role) if turn.reply.token_ids]
-            for i, reply in enumerate(turns):
-                count = len(reply.token_ids)
-                sampling = SamplingParams(
-                    temperature=0.7, max_tokens=count, min_tokens=count, ignore_eos=True,
-                    output_kind=RequestOutputKind.FINAL_ONLY,
-                )  # fmt: skip
-                asked.append(engines[i % len(engines)].generate.remote(list(reply.prompt_ids), sampling))
-        ray.get(asked)
+            asked = [
+                engines[i % len(engines)].generate.remote(
+                    list(reply.prompt_ids),
+                    SamplingParams(
+                        temperature=0.7,
+                        max_tokens=len(reply.token_ids),
+                        ignore_eos=True,
+                        output_kind=RequestOutputKind.FINAL_ONLY,
+                    ),
+                )
+                for i, reply in enumerate(turns)
+            ]
+            ray.get(asked)
         return time.perf_counter() - began
 
     def sync_s(self) -> float:

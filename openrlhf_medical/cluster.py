@@ -69,7 +69,9 @@ _coming: list[Future[None]] = []
 @contextlib.contextmanager
 def coming_up(gpus_needed: int) -> Iterator[None]:
     """Start Ray in a thread, for the ``session`` that is opened inside: its processes come up while this one
-    imports. Where no session took it over, it ends here."""
+    imports. Where no session took it over, it ends here.
+
+    The thread lives as long as Ray: Linux ends Ray's processes when the thread that started them does."""
 
     def start() -> None:
         try:
@@ -77,18 +79,22 @@ def coming_up(gpus_needed: int) -> Iterator[None]:
             started.set_result(None)
         except BaseException as error:
             started.set_exception(error)
+        over.wait()
 
     started: Future[None] = Future()
+    over = threading.Event()
     _coming.append(started)
     thread = threading.Thread(target=start, name="ray-init", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        thread.join()
         _coming.clear()
+        started.exception()  # it is there, or will never be
         if ray.is_initialized():
             shut_down()
+        over.set()
+        thread.join()
 
 
 @contextlib.contextmanager
