@@ -65,7 +65,8 @@ class SharedCores:
 class OnSharedCores:
     """For workers of upstream's, before their own class: forward passes on whatever cores are free."""
 
-    _cores: SharedCores
+    _cores = SharedCores(None)
+    """Its own once it knows its machine."""
 
     def execute_batch(self, *args: Any, **kwargs: Any) -> Any:
         with self._cores.computing():

@@ -73,8 +73,9 @@ def planned(places: list[layout.Place]) -> list[tuple[Any, ...]]:
 def test_places(started: Started, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     config = config_of(words)
     learner = SimpleNamespace(
-        join_engines=lambda *_, **__: None, sync=lambda: None, roles=tuple(Role), engines=Fleet.none()
-    )
+        join_engines=lambda *_, **__: None, sync=lambda: None, roles=tuple(Role), engines=Fleet.none(),
+        workers=SimpleNamespace(policy=None),
+    )  # fmt: skip
     monkeypatch.setattr(assembly, "Learner", lambda *_, **__: learner)
     starts = dict.fromkeys(Role, "a/b")
     assembly.start_learners(config, starts, 0, casting.engine_spec(config))
