@@ -11,7 +11,7 @@ every run begins with an empty prefix cache, as every step does after new weight
                                 nor for a judge. The same model, cache, prefix caching and log-probabilities; in all
                                 else it is vLLM as it comes.
   pipelined against lockstep    The manager's two schedules on the same seeds. A turn has the same number of tokens in
-                                both, drawn from those of real replies (``lengths.json``: 5 to 767 tokens), and every
+                                both, dealt from those of real replies (``lengths.json``: 5 to 767 tokens), and every
                                 reply counts as well formed, so that every attack is assessed.
 
 Without ``--data`` the notes are those of the embedded corpus. No note leaves the temporary folder.
@@ -24,6 +24,7 @@ import itertools
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +35,7 @@ from typing import Any
 import ray
 from measure import RESULTS, Result, Row, alternate, compare, parser
 from offline import Offline
-from turn_work import Lengths, requests_of, well_formed
+from turn_work import deal_lengths, requests_of, turns_in, well_formed
 
 from openrlhf_medical import assembly, casting, cluster, devices, layout
 from openrlhf_medical.config import RunConfig, load_config
@@ -42,7 +43,7 @@ from openrlhf_medical.data.prepare import SYNTHETIC, prepare_data
 from openrlhf_medical.data.seed_files import read_seeds
 from openrlhf_medical.data.stream import SeedStream
 from openrlhf_medical.game.manager import SCHEDULES, MedicalDialogueGameManager
-from openrlhf_medical.game.players import Player, Prompt, Reply, TurnKey
+from openrlhf_medical.game.players import Player, Prompt, Reply, Role, TurnKey
 from openrlhf_medical.game.records import Game
 from openrlhf_medical.game.seeds import Category, Seed
 from openrlhf_medical.judge.client import JudgeClient
@@ -59,13 +60,13 @@ class FixedLength(EnginePlayer):
     """Writes as many tokens as are drawn for a turn, whatever they say; what comes back is well formed, so that two
     schedules have the same prompts and the same work."""
 
-    def __init__(self, *args: Any, lengths: Lengths) -> None:
+    def __init__(self, *args: Any, lengths: Mapping[tuple[Role, int], int]) -> None:
         super().__init__(*args)
         self._lengths = lengths
 
     def sampling_for(self, key: TurnKey, room: int) -> dict[str, Any]:
-        return {**super().sampling_for(key, room), "max_tokens": min(self._lengths.of(key), room), "stop": None,
-                "ignore_eos": True}  # fmt: skip
+        length = min(self._lengths[key.role, key.game_idx], room)
+        return super().sampling_for(key, room) | {"max_tokens": length, "ignore_eos": True, "stop": None}
 
     async def reply(self, prompt: Prompt, key: TurnKey) -> Reply:
         return replace(await super().reply(prompt, key), text=well_formed(prompt, key.role), truncated=False)
@@ -84,7 +85,8 @@ class Table:
     def free_player(self) -> Player:
         return casting.player_of(self.config, self.engines, self.tokenizer)
 
-    def fixed_player(self, lengths: Lengths) -> Player:
+    def fixed_player(self, draw: int, shorter: int) -> Player:
+        lengths = deal_lengths(turns_in(self.seeds, self.config.rules()), draw, shorter)
         sampling, limit_s = Sampling(temperature=self.config.rollout.temperature), self.config.run.generate_timeout_s
         return FixedLength(self.engines, self.tokenizer, sampling, self.config.data.max_len, limit_s, lengths=lengths)
 
@@ -140,7 +142,7 @@ def against_lockstep(table: Table, runs: int, shorter: int) -> tuple[Row, dict[s
     draws = {schedule: itertools.count() for schedule in SCHEDULES}
 
     def side(schedule: str) -> float:
-        player = table.fixed_player(Lengths(next(draws[schedule]), shorter))
+        player = table.fixed_player(next(draws[schedule]), shorter)
         took, games = table.play(player, "note", schedule)
         if short := [game for game in games if game.assessor is None]:
             raise RuntimeError(f"{len(short)} games were not assessed: {short[0].reason}")

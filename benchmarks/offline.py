@@ -19,6 +19,8 @@ from typing import Any, Self
 from turn_work import Request
 
 START_S, ANSWER_S, END_S = 300.0, 300.0, 30.0
+NICENESS = 15
+"""Ray's own for its workers: whatever else runs on the machine must disturb both sides alike."""
 
 
 class Offline:
@@ -38,7 +40,9 @@ class Offline:
         own = {"VLLM_CPU_OMP_THREADS_BIND": cores, "VLLM_LOGGING_LEVEL": "ERROR"}
         inherited = {name: value for name, value in os.environ.items() if name != "TORCHDYNAMO_DISABLE"}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(fd)], env={**inherited, **environment, **own}, pass_fds=[fd]
+            ["nice", "-n", str(NICENESS), sys.executable, __file__, str(fd)],
+            env={**inherited, **environment, **own},
+            pass_fds=[fd],
         )
         theirs.close()
         self._connection.send((dict(engine), dict(sampling)))

@@ -67,9 +67,9 @@ class Check:
     def markdown(self) -> str:
         lines = [
             f"\n## Against a real run: {self.run}\n",
-            f"{self.engines} engine(s) a pool. Each batch of games is predicted with rates fitted on the others;\n"
-            f"on all of them they are {self.rates['alone']:.0f} tokens/s for one reply and {self.rates['full']:.0f}\n"
-            f"at most. The first {self.warm_up} batches are left out: a new engine's first replies take longer.\n",
+            f"{self.engines} engine(s) a pool. Each batch of games is predicted with rates fitted on the rest; those\n"
+            f"of all are {self.rates['alone']:.0f} tokens/s for one reply and {self.rates['full']:.0f} at most. The\n"
+            f"first {self.warm_up} batches are left out: a new engine's first replies take longer.\n",
             "| games of | games | measured s | predicted s | games/s measured | predicted |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",
         ]

@@ -1,15 +1,17 @@
 """Replies whose length alone is chosen, and what offline generation is asked for (benchmarks/turn_work.py)."""
 
 import asyncio
+import json
+import statistics
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # as `python benchmarks/games.py` has it
 
-from turn_work import Lengths, Request, requests_of, well_formed
+from turn_work import LENGTHS, Request, deal_lengths, requests_of, turns_in, well_formed
 
 from openrlhf_medical.game.manager import MedicalDialogueGameManager
-from openrlhf_medical.game.players import Label, Reply, Role, Truth, TurnKey
+from openrlhf_medical.game.players import Label, Reply, Role, Truth
 from openrlhf_medical.game.rules import GameRules
 from openrlhf_medical.game.seeds import Category, Seed
 
@@ -47,8 +49,16 @@ def test_what_was_asked_in_games_order():
     assert found[Role.ASSESSOR] == [Request((7, i), 3) for i in range(4)]
 
 
-def test_lengths_are_equal_for_equal_turns_and_never_none():
-    keys = [TurnKey(0, i, role) for i in range(64) for role in Role]
-    drawn, again, other = ([Lengths(draw, 3).of(key) for key in keys] for draw in (0, 0, 1))
-    assert drawn == again != other
-    assert min(Lengths(0, 10_000).of(key) for key in keys) == 1
+def test_every_draw_has_the_same_lengths_for_others():
+    turns = turns_in(SEEDS * 8, GameRules())
+    first, again, other = (deal_lengths(turns, draw) for draw in (0, 0, 1))
+    assert first == again != other
+    assert [game.game_idx for game in play(cot=True) if game.attacker] == [i for i in turns[Role.ATTACKER] if i < 4]
+    assert set(first) == {(Role.ASSESSOR, i) for i in range(32)} | {(Role.ATTACKER, i) for i in turns[Role.ATTACKER]}
+    real = json.loads(LENGTHS.read_text())["tokens"]
+    for role in Role:
+        found = sorted(tokens for (who, _), tokens in first.items() if who is role)
+        assert found == sorted(tokens for (who, _), tokens in other.items() if who is role)
+        assert set(found) <= set(real[role.value])
+        assert abs(statistics.median(found) - statistics.median(real[role.value])) < 15
+    assert min(deal_lengths(turns, 0, shorter=10_000).values()) == 1
