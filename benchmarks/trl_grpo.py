@@ -15,30 +15,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from measure import Result, alternate, compare, parser
+from start import CpuSeconds
 from step import trainer_of
+from trl_process import START_S, interpreter, started
 
 from openrlhf_medical import assembly, casting, cluster, commands, layout
 from openrlhf_medical.bf16_linear import has_fast_bf16
 from openrlhf_medical.config import RunConfig, load_config
 from openrlhf_medical.data.prepare import prepare_data
+from openrlhf_medical.game.cot import STOP
 from openrlhf_medical.game.players import Role
 from openrlhf_medical.game.prompts import assessor_prompt_of
 from openrlhf_medical.trainer import SelfPlayTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTES, GROUP = 4, 4
-START_S, STEP_S = 300.0, 600.0
 
 
 def configuration(folder: Path, *, quick: bool) -> RunConfig:
@@ -56,63 +55,8 @@ def configuration(folder: Path, *, quick: bool) -> RunConfig:
     return load_config(ROOT / "configs" / "quickstart.yaml", words.split())
 
 
-def trl_python(chosen: Path | None) -> Path:
-    """The interpreter with TRL in it, made where there is none.
-
-    Raises:
-        SystemExit: it cannot be made.
-    """
-    python = chosen or ROOT / ".venv-trl" / "bin" / "python"
-    if not python.exists() and chosen is None:
-        print(f"  making {python.parents[1]} (some minutes)", file=sys.stderr, flush=True)
-        pins = ROOT / "benchmarks" / "trl.txt"
-        for command in (
-            [sys.executable, "-m", "venv", str(python.parents[1])],
-            [str(python), "-m", "pip", "install", "-q", "-r", str(pins)],
-        ):
-            if subprocess.call(command, stdout=sys.stderr):
-                sys.exit(f"the environment for TRL could not be made: {' '.join(command)} failed")
-    found = subprocess.run([str(python), "-c", "import trl"], capture_output=True, text=True)
-    if found.returncode:
-        sys.exit(f"{python} has no TRL: {found.stderr.strip()[-300:]}\nremove that environment, and it is made anew")
-    return python
-
-
-@dataclass(slots=True)
-class Trl:
-    """A started ``trl_side.py``."""
-
-    process: subprocess.Popen[str]
-    tokens: list[float]
-
-    def step(self) -> float:
-        """Seconds of one step.
-
-        Raises:
-            RuntimeError: TRL ended.
-        """
-        assert self.process.stdin is not None
-        began = time.perf_counter()
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        told = self.answer()
-        took = time.perf_counter() - began
-        if told["samples"] != NOTES * GROUP:
-            raise RuntimeError(f"TRL's step had {told['samples']} samples, not {NOTES * GROUP}")
-        self.tokens.append(told["tokens"] / told["samples"])
-        return took
-
-    def answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"TRL's process ended with code {self.process.wait()}")
-        return json.loads(line)
-
-
-@contextlib.contextmanager
-def trl(python: Path, config: RunConfig, folder: Path, steps: int) -> Iterator[Trl]:
-    """TRL, up and waiting for its first step, on the notes that ours plays."""
+def job_of(config: RunConfig, folder: Path, steps: int) -> dict[str, Any]:
+    """What TRL is to do: the notes that ours plays, in the same order, and the same numbers."""
     tokenizer, rules = assembly.load_tokenizer(config), config.rules()
     stream = commands._stream(config, config.data.train)
     prompts = []
@@ -120,32 +64,15 @@ def trl(python: Path, config: RunConfig, folder: Path, steps: int) -> Iterator[T
         for seed in stream.step(step, NOTES):
             asked = assessor_prompt_of(seed.seed_note, rules)
             text = tokenizer.apply_chat_template(list(asked.messages), tokenize=False, add_generation_prompt=True)
-            truth = "Harmful" if seed.category.value == "vanilla_harmful" else "Safe"
+            truth = "Harmful" if seed.category.is_harmful else "Safe"
             prompts.append({"prompt": text + asked.prefill, "truth": truth})
-    job = {
+    return {
         "model": str(config.actor.model_name_or_path), "folder": str(folder / "trl"), "prompts": prompts,
-        "steps": steps, "batch": NOTES * GROUP, "micro_batch": GROUP, "group": GROUP,
+        "steps": steps, "batch": NOTES * GROUP, "micro_batch": GROUP, "group": GROUP, "stop": STOP,
         "max_new_tokens": config.rollout.max_new_tokens, "temperature": config.rollout.temperature,
         "learning_rate": config.actor.adam.lr, "beta": config.algo.kl.init_coef,
         "threads": len(os.sched_getaffinity(0)), "dtype": "bfloat16" if has_fast_bf16() else "float32",
     }  # fmt: skip
-    file = folder / "trl.json"
-    file.write_text(json.dumps(job), encoding="utf-8")
-    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "OMP_NUM_THREADS")}
-    with (folder / "trl.log").open("w") as log, subprocess.Popen(
-        [str(python), str(ROOT / "benchmarks" / "trl_side.py"), str(file)], env=env, text=True, stderr=log,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as process:  # fmt: skip
-        try:
-            side = Trl(process, [])
-            try:
-                side.answer()
-                yield side
-            except RuntimeError:
-                print((folder / "trl.log").read_text()[-2000:], file=sys.stderr)
-                raise
-        finally:
-            process.kill()
 
 
 @contextlib.contextmanager
@@ -166,29 +93,48 @@ def ours(config: RunConfig, folder: Path) -> Iterator[SelfPlayTrainer]:
 
 
 def measure(config: RunConfig, folder: Path, python: Path, runs: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of steps of both, in turn; and tokens of a reply on average."""
-    tokens: dict[str, list[float]] = {"ours": []}
-    with trl(python, config, folder, runs + 1) as other, ours(config, folder) as trainer:
-        numbers = iter(range(runs + 1))
+    """Seconds of steps of both, in turn; tokens of a reply on average; cores that the one who waited kept busy."""
+    job = folder / "trl.json"
+    job.write_text(json.dumps(job_of(config, folder, runs + 1)), encoding="utf-8")
+    tokens: dict[str, list[float]] = {"ours": [], "TRL": []}
+    idle: dict[str, list[float]] = {"ours": [], "TRL": []}
+    own = CpuSeconds(os.getpid())
+    command = [str(python), str(ROOT / "benchmarks" / "trl_side.py"), str(job)]
+    with started(command, folder / "trl.log") as other:
+        other.answer(START_S)
+        with ours(config, folder) as trainer:
+            numbers = iter(range(runs + 1))
 
-        def step() -> float:
-            began = time.perf_counter()
-            games, metrics = trainer.step(next(numbers))
-            took = time.perf_counter() - began
-            if len(games) != NOTES * GROUP or metrics["policy/assessor/samples"] != NOTES * GROUP:
-                raise RuntimeError(f"a step had {len(games)} games, and not all of them were learned from")
-            tokens["ours"].append(mean(len(game.assessor.reply.token_ids) for game in games))
-            return took
+            def our_step() -> float:
+                began, others = time.perf_counter(), other.cpu_s()
+                games, metrics = trainer.step(next(numbers))
+                took = time.perf_counter() - began
+                if len(games) != NOTES * GROUP or metrics["policy/assessor/samples"] != NOTES * GROUP:
+                    raise RuntimeError(f"a step had {len(games)} games, and not all of them were learned from")
+                idle["TRL"].append((other.cpu_s() - others) / took)
+                tokens["ours"].append(mean(len(game.assessor.reply.token_ids) for game in games))
+                return took
 
-        seconds = alternate({"ours": step, "TRL": other.step}, runs)
-        return seconds, {"tokens a reply": tokens | {"TRL": other.tokens}, "samples a step": NOTES * GROUP}
+            def trl_step() -> float:
+                ours_s = own.total() - other.cpu_s()
+                began = time.perf_counter()
+                told = other.step()
+                took = time.perf_counter() - began
+                if told["samples"] != NOTES * GROUP:
+                    raise RuntimeError(f"TRL's step had {told['samples']} samples, not {NOTES * GROUP}")
+                idle["ours"].append((own.total() - other.cpu_s() - ours_s) / took)
+                tokens["TRL"].append(told["tokens"] / told["samples"])
+                return took
+
+            seconds = alternate({"ours": our_step, "TRL": trl_step}, runs)
+    return seconds, {"samples a step": NOTES * GROUP, "tokens a reply": tokens, "cores busy while waiting": idle}
 
 
 def main() -> None:
     words = parser(__doc__)
     words.add_argument("--trl-python", type=Path, help="interpreter that has TRL (default: .venv-trl, made if missing)")
     options = words.parse_args()
-    python = trl_python(options.trl_python)
+    python = interpreter(options.trl_python)
     with tempfile.TemporaryDirectory(prefix="trl-") as name:
         folder = Path(name)
         seconds, samples = measure(configuration(folder, quick=options.quick), folder, python,

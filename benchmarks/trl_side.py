@@ -2,12 +2,13 @@
 
     .venv-trl/bin/python benchmarks/trl_side.py job.json      # not to be called by hand
 
-Reads lines from standard input; answers ``{"step", "tokens", "samples", "loss"}`` as a line on standard output after
-each. It waits in a read between steps, so that the other side has the machine to itself.
+Takes a step for each line of standard input, and then answers with a line on standard output. It waits in a read
+between steps, so that the other side has the machine to itself.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -41,13 +42,16 @@ class Told(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         say({"ready": True})
-        sys.stdin.readline()
+        self.wait()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         say({"step": state.global_step, "tokens": self.tokens, "samples": self.samples})
         self.tokens = self.samples = 0
-        if not sys.stdin.readline():
-            control.should_training_stop = True
+        self.wait()
+
+    def wait(self) -> None:
+        if not sys.stdin.readline():  # whoever told it is gone
+            sys.exit(1)
 
 
 def main() -> None:
@@ -71,10 +75,12 @@ def main() -> None:
         per_device_train_batch_size=job["micro_batch"], gradient_accumulation_steps=job["batch"] // job["micro_batch"],
         num_generations=job["group"], max_completion_length=job["max_new_tokens"], temperature=job["temperature"],
         num_iterations=1, beta=job["beta"], gradient_checkpointing=False,
+        generation_kwargs={"stop_strings": [job["stop"]]},
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
+    model.generate = functools.partial(model.generate, tokenizer=tokenizer)  # it asks for that to see where to stop
     trainer = GRPOTrainer(model, reward, config, Dataset.from_list(job["prompts"]), processing_class=tokenizer,
                           callbacks=[told])  # fmt: skip
     trainer.train()
