@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests: unit tests (under a minute), then the real stack with a tiny model (some minutes).
+# All tests: unit tests (about two minutes on 2 cores), then the real stack with a tiny model (about 40).
 #
 #   ./launch/test.sh            what CI runs
 #   ./launch/test.sh --unit     unit tests only
