@@ -88,7 +88,10 @@ def number(value: float) -> str:
 def render(results: Sequence[dict[str, Any]], notes: str) -> str:
     rows = [row_of(found) for result in results for found in result["rows"]]
     held = sum(row.holds for row in rows)
-    parts = [HEAD, f"\n## Results\n{held} of {len(rows)} targets hold.\n"]
+    parts = [HEAD, f"\n## Results\n{held} of the {len(rows)} targets measured hold.\n"]
+    measured = {result["benchmark"] for result in results}
+    if missing := [name for name in ORDER if name not in measured]:
+        parts.append(f"\nNo result yet: {', '.join(missing)}.\n")
     for result in results:
         parts.append(f"\n### {result['benchmark']}\n{_made(result)}\n\n")
         parts.append("| what | ratio | spread | target | verdict | note |\n| --- | --- | --- | --- | --- | --- |\n")

@@ -81,7 +81,9 @@ def test_the_page_has_every_row_once_with_its_verdict_and_what_was_said_by_hand(
     _result(tmp_path, "empty")
     text = page.render(page.read_results(tmp_path), "## What was tried\nEverything.")
     assert text.index("### schedule") < text.index("### zebra")  # as in the table, the rest after it
-    assert "2 of 3 targets hold" in text
+    assert "2 of the 3 targets measured hold" in text
+    unmeasured = [name for name in page.ORDER if name != "schedule"]
+    assert f"No result yet: {', '.join(unmeasured)}." in text
     assert "| first | 1.73 \u00d7 | 1.5 to 1.9 | \u2265 1.6 \u00d7 | holds |  |" in text
     assert "| queries | 1,235 queries/s |  | \u2265 1,000 queries/s | holds |  |" in text
     assert "| last | 0.5 \u00d7 |  | \u2265 0.8 \u00d7 | **missed** by 38% | a \\| b |" in text
