@@ -169,8 +169,8 @@ class TestAdaptersAhead:
     def folder(cls, data, tmp_path_factory):  # noqa: F811
         folder = tmp_path_factory.mktemp("adapters")
         words = command(folder, data, "--resume", "auto", "--roles.policy", "adapters", "--ds.lora.rank", "8",
-                        "--train.async_enable", "true", "--algo.advantage.is_correction_level", "seq",
-                        "--run.deterministic", "false")  # fmt: skip
+                        "--train.async_enable", "true", "--train.colocate_all", "false", "--run.deterministic", "false",
+                        "--algo.advantage.is_correction_level", "seq")  # fmt: skip
         done, _ = process(str(DRIVER), "SIGKILL", "update", "4", "--", *words)
         assert done.returncode == -9, done.stderr[-3000:]
         state = folder / "run" / "checkpoints" / "state" / "step_1"
