@@ -24,7 +24,7 @@ DRIVER = ROOT / "tests" / "stack" / "signalled_run.py"
 MARK = "OPENRLHF_MEDICAL_TEST"
 STEPS = 4
 
-pytestmark = pytest.mark.slow  # twelve minutes
+pytestmark = pytest.mark.slow  # eight minutes on 2 cores
 
 CHAIN = [
     ("SIGKILL", "games", 4 + 3),  # of the first step: no state yet, so the run begins again
