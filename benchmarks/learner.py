@@ -22,6 +22,7 @@ from typing import Any
 
 import ray
 from measure import Result, alternate, compare, parser
+from offline import NICENESS
 
 from openrlhf_medical import assembly, casting, cluster, devices, layout
 from openrlhf_medical.config import RunConfig, load_config
@@ -58,8 +59,9 @@ class BareProcess:
         threads = len(os.sched_getaffinity(0))
         # The same allocator settings as our workers: they make the bare side faster too.
         environment = {**os.environ, **devices.worker_environment(), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(HERE / "learner_bare.py"), layout.model_of(config), str(threads)]
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "learner_bare.py"), layout.model_of(config), str(threads)],
+            ["nice", "-n", str(NICENESS), *command],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         self._ask(samples=[(len(s.prompt_ids), [*s.prompt_ids, *s.token_ids]) for s in samples])
