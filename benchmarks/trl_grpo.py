@@ -5,9 +5,9 @@
 A step: four notes, four assessments of each, at most 96 new tokens at temperature 0.7, rewards compared within a group,
 a KL reference, one update. Ours is ``SelfPlayTrainer.step`` with engines, workers and judge as ``train`` starts them:
 notes are passed through, so only the assessor writes, and only it learns. TRL's runs in an environment of its own
-(``benchmarks/trl.txt``), which is made on first use, and generates with transformers, as it does without a GPU; in the
-number format that is the faster one here, with both cores, without gradient checkpointing. Both stay up, and take
-steps in turn while the other one waits.
+(``benchmarks/trl.txt``), which is made on first use, and generates with transformers, as it does without a GPU; in bf16
+where this CPU has it, else fp32, with both cores, without gradient checkpointing. Whether TRL has faster settings here
+has not been tried yet. Both stay up, and take steps in turn while the other one waits.
 """
 
 from __future__ import annotations
