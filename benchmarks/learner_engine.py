@@ -17,14 +17,14 @@ class MeasuredReceiver(WeightReceiver):
     """Receives as ours does, and in two ways more."""
 
     def update_weight(self, name: str, dtype: Any, shape: Any, empty_cache: bool = False) -> None:
-        """Upstream's protocol (``WorkerWrap.update_weight``): one call, one broadcast, one tensor.
+        """Upstream's protocol (``WorkerWrap.update_weight``): one call, one broadcast, one tensor, here over gloo.
 
         Upstream loads each tensor as it comes, which vLLM on the CPU cannot do (``load_weights`` fails on packed
         layers): here they are loaded together, with the last call. So it is the faster of what upstream could do.
         """
         kind = getattr(torch, str(dtype).removeprefix("torch."))
         weight = torch.empty(tuple(shape), dtype=kind, device=self._weight_device)
-        self._weight_group.broadcast(weight, src=0)
+        self._weight_group._group.broadcast(weight, 0).wait()
         self._arrived = {**getattr(self, "_arrived", {}), name: weight}
         if empty_cache:  # upstream's word for: this was the last one
             self._load(self._arrived)

@@ -196,6 +196,13 @@ def cores_to_compute_on() -> int | None:
     return None if has_gpu() else len(os.sched_getaffinity(0))
 
 
+def leave_pinned_core() -> None:
+    """Let the calling thread run on every core that engines use. vLLM ties the thread that computes to one core, and
+    threads that it starts inherit that: what is meant to run beside it would run on the very same core."""
+    if cores := os.environ.get("VLLM_CPU_OMP_THREADS_BIND", ""):
+        os.sched_setaffinity(0, map(int, cores.split(",")))
+
+
 def repack_output_head(model: Any) -> None:
     """vLLM on the CPU: give a tied output head its new weights.
 
@@ -212,8 +219,8 @@ def weight_group(
 ) -> tuple[Any, Any]:
     """(group with ``broadcast(tensor, src, stream)``, device that its tensors must be on).
 
-    NCCL between GPUs; gloo through host memory without a GPU, and where policy and engine share one:
-    NCCL refuses two members on the same GPU.
+    NCCL between GPUs; host memory without a GPU, and where policy and engine share one: NCCL refuses two members on
+    the same GPU. On one machine all of them map the same memory, else gloo carries it.
     """
     if has_gpu() and not shares_gpu:
         from openrlhf.utils.distributed_util import stateless_init_process_group
@@ -222,8 +229,10 @@ def weight_group(
     import torch
     from vllm.distributed.utils import stateless_init_torch_distributed_process_group
 
+    from openrlhf_medical.host_broadcast import host_broadcast
+
     group = stateless_init_torch_distributed_process_group(address, port, rank, world_size, "gloo")
-    return _GlooBroadcast(group), torch.device("cpu")
+    return host_broadcast(group, rank) or _GlooBroadcast(group), torch.device("cpu")
 
 
 class _GlooBroadcast:

@@ -38,6 +38,9 @@ RoleBatch = tuple[str, Experience]
 
 SUPERVISED = "sft/"
 
+ALONE_BUCKET = 8_000_000
+"""Elements."""
+
 _TRAINING_METRICS = {
     "ppo_clip_ratio": "clip_fraction",
     "ppo_kl": "update_kl",
@@ -79,9 +82,12 @@ class SelfPlayStrategy(DeepspeedStrategy):
     def get_ds_train_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         config = self._own_batching(super().get_ds_train_config(*args, **kwargs))
         if self.world_size == 1 and self.stage == 2 and not self.adam_offload:
-            # One rank has nothing to shard. Stage 2 copies all gradients four times after every micro-batch; stage 1
-            # lets them add up where they are, in the same number format, and does so once.
-            config["zero_optimization"]["stage"] = 1
+            # One rank has nothing to shard, and nobody to add gradients with. Stage 2 copies all of them four times
+            # after every micro-batch; stage 1 lets them add up where they are, in the same number format. The sum over
+            # ranks, which is still asked for once, then goes over pieces that stay in the processor's cache.
+            config["zero_optimization"] |= {
+                "stage": 1, "contiguous_gradients": False, "reduce_bucket_size": ALONE_BUCKET
+            }  # fmt: skip
         return config
 
     def get_ds_eval_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -192,8 +192,12 @@ class WeightReceiver:
         plan: WeightPlan = pickle.loads(pickled_plan)
         checksum = Checksum()
         stream = torch.cuda.current_stream() if self.device.type == "cuda" else None
+        # NCCL's stream does by itself what is done by a thread here: receive one packet while another is loaded.
+        by_thread = self._weight_device.type == "cpu"
 
         def packets() -> Iterator[tuple[tuple[TensorSpec, ...], torch.Tensor]]:
+            if by_thread:
+                devices.leave_pinned_core()
             for bucket in plan.buckets:
                 buffer = torch.empty(bucket_bytes(bucket), dtype=torch.uint8, device=self._weight_device)
                 self._weight_group.broadcast(buffer, src=0, stream=stream)
@@ -201,8 +205,7 @@ class WeightReceiver:
                 yield bucket, buffer
 
         def arriving() -> Iterator[tuple[str, torch.Tensor]]:
-            # NCCL's stream does by itself what gloo needs a thread for: receive one packet while another is loaded.
-            for bucket, buffer in ahead(packets()) if self._weight_device.type == "cpu" else packets():
+            for bucket, buffer in ahead(packets()) if by_thread else packets():
                 yield from unpack(bucket, buffer.to(self.device))
 
         self._weight_stamp = None  # a sync that dies half-way must not leave the old stamp behind
