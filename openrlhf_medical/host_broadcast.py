@@ -1,7 +1,7 @@
 """Broadcast between processes of one machine: through memory that all of them have mapped.
 
-gloo sends through the machine's network stack, which copies every byte twice more, in the kernel. Here the sender
-copies a piece into shared memory while the others copy the one before out of it; gloo only says when.
+gloo alone sends through the machine's network stack, into fresh memory at every end. Here rank 0 writes where the
+others read, always in the same place, and gloo only says when.
 """
 
 from __future__ import annotations
@@ -14,40 +14,33 @@ from typing import Any
 
 import torch
 
-SLOT_BYTES = 8 << 20
-"""Of each of the two pieces; both are in the processor's cache when they are read."""
-
-_HELLO = 64
-"""Bytes that say where the memory is: process id, file descriptor, and a secret that it begins with."""
+_HELLO = 80
+"""Bytes that say where the memory is: process id, file descriptor, size, and a secret that it begins with."""
 
 
 class HostBroadcast:
-    """``broadcast(tensor, src)`` of a gloo process group, with the same bytes; a collective call.
+    """A gloo process group and memory that all of its ranks have mapped."""
 
-    One barrier a piece is enough: who has passed that of piece k + 1 has copied piece k, whose slot is then free.
-    """
+    def __init__(self, group: Any, memory: mmap.mmap) -> None:
+        self._group = group
+        self._memory = torch.frombuffer(memory, dtype=torch.uint8)
 
-    def __init__(self, group: Any, rank: int, memory: mmap.mmap) -> None:
-        """``memory``: 2 × SLOT_BYTES, mapped by every rank of ``group``."""
-        self._group, self._rank = group, rank
-        self._slots = torch.frombuffer(memory, dtype=torch.uint8).view(2, SLOT_BYTES)
-        self._turn = 0
+    def packet(self, start: int, size: int) -> torch.Tensor:
+        """(size,) uint8: bytes ``start`` to ``start + size`` of the memory."""
+        assert start + size <= len(self._memory), (start, size, len(self._memory))
+        return self._memory[start : start + size]
 
     def broadcast(self, tensor: torch.Tensor, src: int, stream: Any = None) -> None:
-        """``tensor``: contiguous, on the CPU. ``stream`` is that of other groups and has no meaning here."""
-        for piece in tensor.detach().view(-1).view(torch.uint8).split(SLOT_BYTES):
-            slot = self._slots[self._turn % 2, : len(piece)]
-            self._turn += 1
-            if self._rank == src:
-                slot.copy_(piece)
-            self._group.barrier().wait()
-            if self._rank != src:
-                piece.copy_(slot)
+        """What rank 0 wrote into ``tensor``, a ``packet``, is there for all when this returns; a collective call.
+
+        Rank 0 may write the next packet meanwhile, but this one again only when it has heard that everybody is done
+        with it. ``src`` is 0, and ``stream`` is that of other groups and has no meaning here."""
+        self._group.barrier().wait()
 
 
-def host_broadcast(group: Any, rank: int) -> HostBroadcast | None:
+def host_broadcast(group: Any, rank: int, size: int) -> HostBroadcast | None:
     """None where not all ranks of the gloo ``group`` can map the same memory, as on several machines; a collective
-    call.
+    call. ``size``: bytes, rank 0's counts.
 
     The memory has no name, so nothing is left of it whoever is killed: the others open it as a file of rank 0's.
     """
@@ -57,9 +50,9 @@ def host_broadcast(group: Any, rank: int) -> HostBroadcast | None:
         secret = secrets.token_hex(16)
         with contextlib.suppress(OSError):
             own = os.memfd_create("weights")
-            os.ftruncate(own, 2 * SLOT_BYTES)
+            os.ftruncate(own, size)
             os.pwrite(own, secret.encode(), 0)
-            words = f"{os.getpid()} {own} {secret}".ljust(_HELLO).encode()
+            words = f"{os.getpid()} {own} {size} {secret}".ljust(_HELLO).encode()
             hello = torch.frombuffer(bytearray(words), dtype=torch.uint8)
     group.broadcast(hello, 0).wait()
     memory = _map(bytes(hello.tolist()).decode())
@@ -67,17 +60,17 @@ def host_broadcast(group: Any, rank: int) -> HostBroadcast | None:
     group.allreduce([everybody], op=torch.distributed.ReduceOp.MIN).wait()
     if own >= 0:
         os.close(own)
-    return HostBroadcast(group, rank, memory) if memory is not None and int(everybody) else None
+    return HostBroadcast(group, memory) if memory is not None and int(everybody) else None
 
 
 def _map(hello: str) -> mmap.mmap | None:
     """The memory that rank 0 speaks of; None if it is not on this machine, or not to be seen from here."""
     with contextlib.suppress(OSError, ValueError):
-        pid, descriptor, secret = hello.split()
+        pid, descriptor, size, secret = hello.split()
         file = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR)
         try:
-            if os.pread(file, len(secret), 0) == secret.encode() and os.fstat(file).st_size == 2 * SLOT_BYTES:
-                return mmap.mmap(file, 2 * SLOT_BYTES)
+            if os.pread(file, len(secret), 0) == secret.encode() and os.fstat(file).st_size == int(size):
+                return mmap.mmap(file, int(size), mmap.MAP_SHARED | mmap.MAP_POPULATE)
         finally:
             os.close(file)
     return None

@@ -19,7 +19,7 @@ is asked turn by turn."""
 SHARED_GPU = 0.2
 """GPUs that each of several workers on one bundle asks for; upstream's figure."""
 
-WEIGHT_BUCKET_BYTES = 64 << 20
+WEIGHT_BUCKET_BYTES = 128 << 20
 """Of one packet of a weight sync; a larger tensor is a packet of its own."""
 
 

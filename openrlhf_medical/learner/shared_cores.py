@@ -1,4 +1,4 @@
-"""Whoever computes on a machine's cores leaves its share to the others when it is done, of cores and of memory.
+"""Whoever computes on a machine's cores leaves its share to the others when it is done.
 
 Policies learn side by side, but one has fewer samples than the other: without this half of the cores of a machine with
 no GPU would wait for the longer one. Who computes is told by a file named by the process, in a folder of this machine's
@@ -17,8 +17,6 @@ from typing import Any
 
 import psutil
 import torch
-
-from openrlhf_medical import devices
 
 FOLDER = Path(tempfile.gettempdir()) / f"openrlhf_medical-computing-{os.getuid()}"
 
@@ -48,7 +46,6 @@ class SharedCores:
             self._depth -= 1
             if not self._depth:
                 own.unlink(missing_ok=True)
-                devices.give_back_memory()
 
     def take(self) -> None:
         """Set torch's threads to this process's share of the cores now. Cheap: call it for every batch."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import deepspeed
@@ -11,7 +10,16 @@ import torch
 
 from openrlhf_medical import devices
 from openrlhf_medical.cluster import gather
-from openrlhf_medical.rollout.weights import Checksum, TensorSpec, WeightPlan, WeightStamp, ahead, pack, plan_buckets
+from openrlhf_medical.rollout.weights import (
+    Checksum,
+    TensorSpec,
+    WeightPlan,
+    WeightStamp,
+    bucket_bytes,
+    pack,
+    packets,
+    plan_buckets,
+)
 
 
 class WeightSender:
@@ -52,8 +60,9 @@ class WeightSender:
             for i, engine in enumerate(engines.values())
         ]
         self._group, self._device = devices.weight_group(
-            address, port, 0, world_size, torch.cuda.current_device(), shares_gpu=shares_gpu
-        )
+            address, port, 0, world_size, torch.cuda.current_device(), shares_gpu=shares_gpu,
+            size=sum(map(bucket_bytes, self._plan(0).buckets)),
+        )  # fmt: skip
         gather(dict(zip(engines, joining, strict=True)), timeout_s, "joining the group for weights")
         self._engines = engines
 
@@ -62,14 +71,9 @@ class WeightSender:
 
         Raises RuntimeError if an engine reports other bytes than were sent, StuckError if one reports nothing.
         """
-        parameters = dict(self._model.named_parameters())
-        plan = plan_buckets(
-            [TensorSpec(name, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in parameters.items()],
-            version,
-            self._bucket_bytes,
-        )
+        plan = self._plan(version)
         receiving = {name: engine.receive_weights.remote(plan) for name, engine in self._engines.items()}
-        checksum = self._broadcast(plan, parameters)
+        checksum = self._broadcast(plan)
         torch.distributed.barrier()
         if not self._is_sender:
             return None
@@ -79,23 +83,27 @@ class WeightSender:
                 raise RuntimeError(f"weight sync: {name} holds {received}, the policy sent {sent}")
         return sent
 
-    def _broadcast(self, plan: WeightPlan, parameters: dict[str, torch.nn.Parameter]) -> Checksum:
+    def _plan(self, version: int) -> WeightPlan:
+        parameters = self._model.named_parameters()
+        specs = [TensorSpec(name, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in parameters]
+        return plan_buckets(specs, version, self._bucket_bytes)
+
+    def _broadcast(self, plan: WeightPlan) -> Checksum:
+        parameters = dict(self._model.named_parameters())
         checksum = Checksum()
         stream = torch.cuda.current_stream()
-
-        def packets() -> Iterator[torch.Tensor]:
+        if not self._is_sender:
             for bucket in plan.buckets:
+                with self._gathered([parameters[spec.name] for spec in bucket]):
+                    pass
+            return checksum
+        with devices.on_one_thread():  # the engines have more to do, on the same cores where there is no GPU
+            for bucket, buffer in packets(plan, self._group, self._device):
                 tensors = [parameters[spec.name] for spec in bucket]
                 with self._gathered(tensors):
-                    buffer = pack(bucket, [t.data for t in tensors]).to(self._device) if self._is_sender else None
-                if buffer is not None:
-                    checksum.add(buffer)
-                    yield buffer
-
-        whole = self._zero_stage < 3 and self._tensor_parallel_size == 1  # else ranks gather, in one thread's order
-        on_cpu = all(p.device.type == "cpu" for p in parameters.values())
-        for buffer in ahead(packets()) if whole and on_cpu and self._is_sender else packets():
-            self._group.broadcast(buffer, src=0, stream=stream)
+                    pack(bucket, [tensor.data for tensor in tensors], buffer)
+                self._group.broadcast(buffer, src=0, stream=stream)
+                checksum.add(buffer)
         return checksum
 
     def _gathered(self, tensors: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager[Any]:

@@ -8,6 +8,7 @@ upstream's.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ RoleBatch = tuple[str, Experience]
 
 SUPERVISED = "sft/"
 
-ALONE_BUCKET = 8_000_000
-"""Elements."""
+PIECE = 8_000_000
+"""Elements that a rank on its own handles at a time, of gradients and in the optimizer."""
 
 _TRAINING_METRICS = {
     "ppo_clip_ratio": "clip_fraction",
@@ -81,14 +82,24 @@ class SelfPlayStrategy(DeepspeedStrategy):
 
     def get_ds_train_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         config = self._own_batching(super().get_ds_train_config(*args, **kwargs))
-        if self.world_size == 1 and self.stage == 2 and not self.adam_offload:
+        if self._is_alone():
             # One rank has nothing to shard, and nobody to add gradients with. Stage 2 copies all of them four times
             # after every micro-batch; stage 1 lets them add up where they are, in the same number format. The sum over
             # ranks, which is still asked for once, then goes over pieces that stay in the processor's cache.
             config["zero_optimization"] |= {
-                "stage": 1, "contiguous_gradients": False, "reduce_bucket_size": ALONE_BUCKET
+                "stage": 1, "contiguous_gradients": False, "reduce_bucket_size": PIECE
             }  # fmt: skip
         return config
+
+    def _get_model_parameters(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        model, groups = super()._get_model_parameters(*args, **kwargs)
+        if self._is_alone() and isinstance(groups[0], dict):  # Muon's are no groups
+            # DeepSpeed takes one group after another, and makes a flat copy of its gradients, then one in fp32.
+            groups = [{**group, "params": piece} for group in groups for piece in pieces(group["params"], PIECE)]
+        return model, groups
+
+    def _is_alone(self) -> bool:
+        return bool(self.world_size == 1 and self.stage == 2 and not self.adam_offload)
 
     def get_ds_eval_config(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self._own_batching(super().get_ds_eval_config(*args, **kwargs))
@@ -121,6 +132,7 @@ class _PolicyWorker(OnSharedCores, PolicyModelActor.__ray_metadata__.modified_cl
             )
         if self._trainees:
             self.select(strategy.adapters[0])
+        devices.give_back_memory()
 
     def select(self, adapter: str) -> None:
         """The adapter that the following calls are about."""
@@ -277,6 +289,19 @@ class _PolicyWorker(OnSharedCores, PolicyModelActor.__ray_metadata__.modified_cl
                 parameter.data.add_(noise * parameter.data.float().std().clamp(min=1e-3).to(parameter) * scale)
 
 
+def pieces(parameters: Sequence[torch.nn.Parameter], elements: int) -> list[list[torch.nn.Parameter]]:
+    """In order, each with at most ``elements`` elements or a single parameter; one empty piece if there are none."""
+    made: list[list[torch.nn.Parameter]] = [[]]
+    size = 0
+    for parameter in parameters:
+        if made[-1] and size + parameter.numel() > elements:
+            made.append([])
+            size = 0
+        made[-1].append(parameter)
+        size += parameter.numel()
+    return made
+
+
 def rank_file(rank: int) -> str:
     """Name of the file in a state that is written by one rank alone, whatever DeepSpeed writes."""
     return f"rank_{rank}.random"
@@ -306,6 +331,7 @@ class _ReferenceWorker(OnSharedCores, ReferenceModelActor.__ray_metadata__.modif
         self._cores = _fit_to_machine(strategy, self._world_size)
         super().init_model_from_pretrained(strategy, pretrain)
         self.model = ReplyActor.of(self.model)
+        devices.give_back_memory()
 
 
 def _fit_to_machine(strategy: SelfPlayStrategy, world_size: int) -> SharedCores:

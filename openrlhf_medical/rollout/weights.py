@@ -13,22 +13,20 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import queue
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import torch
 
 from openrlhf_medical import devices, shared_memory
+from openrlhf_medical.host_broadcast import HostBroadcast
 
 devices.prepare_process()
-
-T = TypeVar("T")
 
 ALIGNMENT = 16_384
 """Bytes. Buckets end on a multiple of this, so that a checksum can fold them into equal rows."""
@@ -81,15 +79,24 @@ def bucket_bytes(bucket: tuple[TensorSpec, ...]) -> int:
     return -(-total // ALIGNMENT) * ALIGNMENT
 
 
-def pack(bucket: tuple[TensorSpec, ...], tensors: list[torch.Tensor]) -> torch.Tensor:
-    """(bucket_bytes,) uint8 on the tensors' device; the padding is zero."""
-    buffer = torch.empty(bucket_bytes(bucket), dtype=torch.uint8, device=tensors[0].device)
+def packets(plan: WeightPlan, group: Any, device: Any) -> Iterator[tuple[tuple[TensorSpec, ...], torch.Tensor]]:
+    """Each bucket, and the memory that its bytes travel in, for both ends: on ``device``, or where the ranks of
+    ``group`` all see it."""
+    start = 0
+    for bucket in plan.buckets:
+        size = bucket_bytes(bucket)
+        shared = isinstance(group, HostBroadcast)
+        yield bucket, group.packet(start, size) if shared else torch.empty(size, dtype=torch.uint8, device=device)
+        start += size
+
+
+def pack(bucket: tuple[TensorSpec, ...], tensors: list[torch.Tensor], buffer: torch.Tensor) -> None:
+    """Into (bucket_bytes,) uint8; the padding is zero."""
     offset = 0
     for spec, tensor in zip(bucket, tensors, strict=True):
         buffer[offset : offset + spec.num_bytes].view(spec.dtype).copy_(tensor.detach().reshape(-1))
         offset += spec.num_bytes
     buffer[offset:] = 0
-    return buffer
 
 
 def unpack(bucket: tuple[TensorSpec, ...], buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -101,42 +108,18 @@ def unpack(bucket: tuple[TensorSpec, ...], buffer: torch.Tensor) -> Iterator[tup
 
 
 class Checksum:
-    """A fingerprint of all buckets of a sync, cheap on CPU and GPU alike: sums of columns of 64-bit words, which
+    """A fingerprint of all buckets of a sync, cheap on CPU and GPU alike: sums of rows of 64-bit words, which
     wrap around, then BLAKE2."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
 
     def add(self, buffer: torch.Tensor) -> None:
-        columns = buffer.view(torch.int64).view(-1, ALIGNMENT // 8).sum(0)
-        self._hash.update(columns.cpu().numpy().tobytes())
+        rows = buffer.view(torch.int64).view(-1, ALIGNMENT // 8).sum(1)
+        self._hash.update(rows.cpu().numpy().tobytes())
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
-
-
-def ahead(source: Iterator[T]) -> Iterator[T]:
-    """What ``source`` gives, made in a thread of its own, one item ahead of the reader; its error is raised here.
-
-    For work that lets other threads run. The reader has to read to the end: the thread waits for it."""
-    made: queue.Queue[tuple[str, Any]] = queue.Queue(1)
-
-    def run() -> None:
-        try:
-            for item in source:
-                made.put(("item", item))
-            made.put(("end", None))
-        except BaseException as error:
-            made.put(("error", error))
-
-    threading.Thread(target=run, name="one-ahead", daemon=True).start()
-    while True:
-        kind, item = made.get()
-        if kind == "error":
-            raise item
-        if kind == "end":
-            return
-        yield item
 
 
 def _folder_tensors(folder: str, checksum: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -192,20 +175,11 @@ class WeightReceiver:
         plan: WeightPlan = pickle.loads(pickled_plan)
         checksum = Checksum()
         stream = torch.cuda.current_stream() if self.device.type == "cuda" else None
-        # NCCL's stream does by itself what is done by a thread here: receive one packet while another is loaded.
-        by_thread = self._weight_device.type == "cpu"
-
-        def packets() -> Iterator[tuple[tuple[TensorSpec, ...], torch.Tensor]]:
-            if by_thread:
-                devices.leave_pinned_core()
-            for bucket in plan.buckets:
-                buffer = torch.empty(bucket_bytes(bucket), dtype=torch.uint8, device=self._weight_device)
-                self._weight_group.broadcast(buffer, src=0, stream=stream)
-                checksum.add(buffer)
-                yield bucket, buffer
 
         def arriving() -> Iterator[tuple[str, torch.Tensor]]:
-            for bucket, buffer in ahead(packets()) if by_thread else packets():
+            for bucket, buffer in packets(plan, self._weight_group, self._weight_device):
+                self._weight_group.broadcast(buffer, src=0, stream=stream)
+                checksum.add(buffer)
                 yield from unpack(bucket, buffer.to(self.device))
 
         self._weight_stamp = None  # a sync that dies half-way must not leave the old stamp behind
@@ -216,8 +190,6 @@ class WeightReceiver:
             for _ in tensors:  # whatever went wrong here, the sender must not wait for us for ever
                 pass
         devices.repack_output_head(self.model_runner.get_model())
-        del tensors
-        devices.give_back_memory()
         self._weight_stamp = WeightStamp(plan.version, checksum.hexdigest())
         return self.weight_stamp()  # type: ignore[return-value]  # set one line above
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 from hypothesis import given
@@ -16,9 +14,9 @@ from openrlhf_medical.rollout.weights import (
     ALIGNMENT,
     Checksum,
     TensorSpec,
-    ahead,
     bucket_bytes,
     pack,
+    packets,
     plan_buckets,
     unpack,
 )
@@ -30,8 +28,8 @@ def test_what_is_packed_comes_out_again(shapes, target):
     specs = [TensorSpec(str(i), t.dtype, tuple(t.shape)) for i, t in enumerate(tensors)]
     plan = plan_buckets(specs, 7, target)
     found = {}
-    for bucket in plan.buckets:
-        buffer = pack(bucket, [tensors[int(spec.name)] for spec in bucket])
+    for bucket, buffer in packets(plan, None, "cpu"):
+        pack(bucket, [tensors[int(spec.name)] for spec in bucket], buffer)
         assert buffer.numel() == bucket_bytes(bucket) and buffer.numel() % ALIGNMENT == 0
         found |= dict(unpack(bucket, buffer))
         assert len(bucket) == 1 or sum(spec.num_bytes for spec in bucket) <= target
@@ -40,10 +38,10 @@ def test_what_is_packed_comes_out_again(shapes, target):
         assert torch.equal(found[str(i)], tensor)
 
 
-def test_padding_is_zero_whatever_the_memory_held(monkeypatch):
+def test_padding_is_zero_whatever_the_memory_held():
     spec = TensorSpec("a", torch.bfloat16, (3,))
-    monkeypatch.setattr(torch, "empty", lambda n, **options: torch.full((n,), 255, **options))
-    buffer = pack((spec,), [torch.ones(3).bfloat16()])
+    buffer = torch.full((bucket_bytes((spec,)),), 255, dtype=torch.uint8)
+    pack((spec,), [torch.ones(3).bfloat16()], buffer)
     assert buffer[:6].any() and not buffer[6:].any()
 
 
@@ -93,33 +91,6 @@ def test_a_turn_without_tokens_is_refused():
 
 def test_masked_experience_has_no_action():
     assert masked_experience(2).action_mask.sum() == 0
-
-
-def test_ahead_gives_the_same_in_order_and_is_one_item_ahead():
-    made: list[int] = []
-
-    def source():
-        for i in range(4):
-            made.append(i)
-            yield i
-
-    reader = ahead(source())
-    assert next(reader) == 0
-    deadline = time.monotonic() + 20
-    while len(made) < 3 and time.monotonic() < deadline:  # one waits, and the next is made but finds no room
-        time.sleep(0.01)
-    assert made[:3] == [0, 1, 2] and list(reader) == [1, 2, 3]
-
-
-def test_ahead_raises_what_its_source_raised():
-    def source():
-        yield 1
-        raise ConnectionError("gone")
-
-    reader = ahead(source())
-    assert next(reader) == 1
-    with pytest.raises(ConnectionError, match="gone"):
-        next(reader)
 
 
 def test_turn_seeds_depend_on_the_turn_alone():

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from openrlhf_medical import devices
 from openrlhf_medical.learner.shared_cores import SharedCores
 
 
@@ -55,28 +54,3 @@ def test_a_fixed_number_of_threads_stays(tmp_path: Path, other) -> None:
         cores.take()
     assert torch.get_num_threads() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [str(other.pid)]
-
-
-def test_memory_that_is_free_goes_back_when_the_work_is_done(tmp_path: Path) -> None:
-    """In a process whose C library keeps what is freed, as that of a worker does."""
-    code = """
-import pathlib, sys
-from memory import pss_bytes
-import os, torch
-from openrlhf_medical import devices
-from openrlhf_medical.learner.shared_cores import SharedCores
-with SharedCores(2, pathlib.Path(sys.argv[1])).computing():
-    kept = [torch.ones(1 << 18) for _ in range(300)]
-    last = torch.ones(1)
-    del kept
-    held = pss_bytes(os.getpid())
-print(held, pss_bytes(os.getpid()))
-"""
-    folder = str(Path(__file__).parents[2] / "benchmarks")
-    environment = {**os.environ, **devices.worker_environment(), "PYTHONPATH": os.pathsep.join([folder, *sys.path])}
-    answer = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
-    )
-    held, left = map(int, answer.stdout.split())
-    if not devices.has_gpu():
-        assert held - left > 200 << 20
