@@ -25,6 +25,7 @@ import torch
 
 from openrlhf_medical import devices, shared_memory
 from openrlhf_medical.host_broadcast import HostBroadcast
+from openrlhf_medical.rollout.core_turns import take_turns
 
 devices.prepare_process()
 
@@ -156,6 +157,8 @@ class WeightReceiver:
         # All ends of the queues are open by now. Without a name nothing can be left, whoever is killed.
         shared_memory.remove(shared_memory.segments_of([this, *watched]))
         devices.give_back_memory()  # loading took the weights several times
+        if not devices.has_gpu() and torch.distributed.get_world_size() == 1:
+            take_turns(self)
 
         def watch() -> None:
             while all(each.is_running() and "zombie" not in str(each) for each in watched):
