@@ -24,7 +24,7 @@ from typing import Any
 
 from measure import Result, alternate, compare, parser
 from start import CpuSeconds
-from step import trainer_of
+from step import PHASES, trainer_of
 from trl_process import START_S, interpreter, started
 
 from openrlhf_medical import assembly, casting, cluster, commands, layout
@@ -50,6 +50,7 @@ def configuration(folder: Path, *, quick: bool) -> RunConfig:
         --game.mix.vanilla_harmful 0.5 --game.mix.vanilla_benign 0.5
         --game.mix.adversarial_harmful 0 --game.mix.adversarial_benign 0
         --rollout.batch_size {NOTES} --game.assessments_per_note {GROUP} --algo.advantage.estimator group_norm
+        --rollout.micro_batch_size {GROUP} --train.micro_batch_size {GROUP}
         --rollout.max_new_tokens {16 if quick else 96}
     """
     return load_config(ROOT / "configs" / "quickstart.yaml", words.split())
@@ -98,6 +99,7 @@ def measure(config: RunConfig, folder: Path, python: Path, runs: int) -> tuple[d
     job.write_text(json.dumps(job_of(config, folder, runs + 1)), encoding="utf-8")
     tokens: dict[str, list[float]] = {"ours": [], "TRL": []}
     idle: dict[str, list[float]] = {"ours": [], "TRL": []}
+    phases: list[dict[str, float]] = []
     own = CpuSeconds(os.getpid())
     command = [str(python), str(ROOT / "benchmarks" / "trl_side.py"), str(job)]
     with started(command, folder / "trl.log") as other:
@@ -111,6 +113,7 @@ def measure(config: RunConfig, folder: Path, python: Path, runs: int) -> tuple[d
                 took = time.perf_counter() - began
                 if len(games) != NOTES * GROUP or metrics["policy/assessor/samples"] != NOTES * GROUP:
                     raise RuntimeError(f"a step had {len(games)} games, and not all of them were learned from")
+                phases.append({name: metrics[f"time/{name}_s"] for name in PHASES})
                 idle["TRL"].append((other.cpu_s() - others) / took)
                 tokens["ours"].append(mean(len(game.assessor.reply.token_ids) for game in games))
                 return took
@@ -127,7 +130,12 @@ def measure(config: RunConfig, folder: Path, python: Path, runs: int) -> tuple[d
                 return took
 
             seconds = alternate({"ours": our_step, "TRL": trl_step}, runs)
-    return seconds, {"samples a step": NOTES * GROUP, "tokens a reply": tokens, "cores busy while waiting": idle}
+    return seconds, {
+        "samples a step": NOTES * GROUP,
+        "tokens a reply": tokens,
+        "cores busy while waiting": idle,
+        "our phases, s": phases,
+    }
 
 
 def main() -> None:

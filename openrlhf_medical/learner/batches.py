@@ -19,10 +19,12 @@ MASKED: tuple[int, ...] = ()
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A sample as the plan sees it. Samples of different ``kind`` (role) never share a micro-batch."""
+    """A sample as the plan sees it. Samples of different ``kind`` (role) never share a micro-batch; those with the same
+    ``prompt``, if it is given, do wherever they fit."""
 
     kind: Hashable
     length: int
+    prompt: Hashable = None
 
 
 MicroBatch = tuple[int, ...]
@@ -35,18 +37,19 @@ def plan_micro_batches(
     """Micro-batches for each rank: ``[rank][i]`` is a tuple of indices, or ``MASKED``.
 
     A micro-batch holds ``micro_batch_size`` samples, or, with ``max_tokens``, as many as have no more
-    tokens together (one that is longer stays alone). Samples of similar length share a micro-batch
-    (little padding); the longest micro-batches are dealt first, to the rank with the least work so far;
-    all ranks end with the same count.
+    tokens together (one that is longer stays alone). Samples that answer the same prompt share a
+    micro-batch, and beyond that those of similar length (little padding); the longest micro-batches are
+    dealt first, to the rank with the least work so far; all ranks end with the same count.
     """
     kinds = sorted({items[i].kind for i in indices}, key=str)
     micro_batches: list[MicroBatch] = []
     for kind in kinds:
-        own = sorted((i for i in indices if items[i].kind == kind), key=lambda i: (-items[i].length, i))
+        own = [i for i in indices if items[i].kind == kind]
         if max_tokens is None:
-            micro_batches += [tuple(own[i : i + micro_batch_size]) for i in range(0, len(own), micro_batch_size)]
+            micro_batches += _of_size(_by_prompt(items, own), micro_batch_size)
         else:
-            micro_batches += _filled([(i, items[i].length) for i in own], max_tokens)
+            longest_first = [i for together in _by_prompt(items, own) for i in together]
+            micro_batches += _filled([(i, items[i].length) for i in longest_first], max_tokens)
 
     def cost(micro_batch: MicroBatch) -> int:
         return len(micro_batch) * max(items[i].length for i in micro_batch)
@@ -59,6 +62,27 @@ def plan_micro_batches(
         plan[rank].append(micro_batch)
         load[rank] += cost(micro_batch)
     return [own + [MASKED] * (per_rank - len(own)) for own in plan]
+
+
+def _by_prompt(items: Sequence[Item], own: Sequence[int]) -> list[list[int]]:
+    """Indices of samples with the same prompt together, longest first, and those with the longest sample first."""
+    together: dict[Hashable, list[int]] = {}
+    for i in sorted(own, key=lambda i: (-items[i].length, i)):
+        prompt = items[i].prompt
+        together.setdefault(("alone", i) if prompt is None else ("prompt", prompt), []).append(i)
+    return list(together.values())
+
+
+def _of_size(groups: Sequence[Sequence[int]], size: int) -> list[MicroBatch]:
+    """At most ``size`` indices each; a group is only split where it is larger."""
+    batches: list[list[int]] = []
+    for group in groups:
+        for start in range(0, len(group), size):
+            part = group[start : start + size]
+            if not batches or len(batches[-1]) + len(part) > size:
+                batches.append([])
+            batches[-1] += part
+    return [tuple(batch) for batch in batches]
 
 
 def _filled(own: Sequence[tuple[int, int]], max_tokens: int) -> list[MicroBatch]:

@@ -83,7 +83,10 @@ class SelfPlayExperienceMaker(RemoteExperienceMaker):
 
     def split_rollout_samples(self, rollout_samples: list[Experience]) -> list[Experience]:
         """Batches for the forward passes: similar lengths together, equal counts on all ranks, rank by rank."""
-        items = [Item("any", int(sample.total_length.item())) for sample in rollout_samples]
+        items = [
+            Item("any", int(sample.total_length.item()), self._trajectories[sample.index[0]].prompt_ids)
+            for sample in rollout_samples
+        ]
         size = self.args.rollout.micro_batch_size
         plan = plan_micro_batches(items, range(len(items)), size, self._ranks, self._max_tokens)
         masked = masked_experience(self._pad_token_id)

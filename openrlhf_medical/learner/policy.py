@@ -187,7 +187,7 @@ class Learner:
         supervised examples are mixed in."""
         self._moved = True
         self._select()
-        items = [Item(t.role.value, t.length) for t in prepared.trajectories]
+        items = [Item(t.role.value, t.length, t.prompt_ids) for t in prepared.trajectories]
         train, ranks = self._args.train, data_parallel_ranks(self._args)
         rng = random.Random(seed)
         plan = [

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from openrlhf_medical.learner.batches import MASKED, Item, plan_micro_batches, plan_update
 
-items = st.lists(st.builds(Item, st.sampled_from(["attacker", "assessor"]), st.integers(2, 900)), max_size=60)
+items = st.lists(
+    st.builds(Item, st.sampled_from(["attacker", "assessor"]), st.integers(2, 900), st.sampled_from([None, "a", "b"])),
+    max_size=60,
+)
 
 
 @given(items, st.integers(1, 20), st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))
@@ -33,6 +36,14 @@ def test_which_samples_share_a_step_does_not_depend_on_ranks(items, batch_size, 
         return [sorted(i for rank in step for batch in rank for i in batch) for step in steps]
 
     assert members(1) == members(2) == members(3)
+
+
+def test_answers_to_one_prompt_stay_together():
+    items = [Item("a", 10 + i, "xyz"[i % 3]) for i in range(9)] + [Item("a", 30)]
+    plan = plan_micro_batches(items, range(10), 4, 1)
+    assert plan == [[(9, 8, 5, 2), (7, 4, 1), (6, 3, 0)]]
+    [plan] = plan_micro_batches([Item("a", 5, "x")] * 5, range(5), 2, 1)
+    assert plan == [(0, 1), (2, 3), (4,)]
 
 
 def test_five_and_eight_on_two_ranks():

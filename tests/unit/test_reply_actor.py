@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from openrlhf_medical import devices
-from openrlhf_medical.learner.reply_actor import ReplyActor, kept_positions
+from openrlhf_medical.learner.reply_actor import ReplyActor, kept_positions, shared_prompt
 
 devices.prepare_process()
 
@@ -57,6 +57,29 @@ def test_the_same_numbers_as_upstream(upstream: Actor, turns: list[tuple[int, in
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+def to_one_prompt(prompt: int, *replies: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As ``batch``, with the same prompt in all rows."""
+    tokens, acted, attended = batch(*((prompt, reply) for reply in replies))
+    tokens[:, :prompt] = tokens[0, :prompt].clone()
+    return tokens, acted, attended
+
+
+@pytest.mark.parametrize(("prompt", "replies"), [(9, (4, 4)), (20, (3, 12, 1)), (12, (1, 1, 1, 1)), (30, (7,))])
+def test_replies_to_one_prompt_get_the_same_numbers_from_one_sequence(
+    upstream: Actor, prompt: int, replies: tuple[int, ...]
+) -> None:
+    given = to_one_prompt(prompt, *replies)
+    expected = gradients(upstream, *given)
+    ours = ReplyActor.of(upstream)
+    asked = []
+    forward = upstream.model.forward
+    upstream.model.forward = lambda tokens, **options: asked.append(tuple(tokens.shape)) or forward(tokens, **options)
+    for got, wanted in zip(gradients(ours, *given), expected, strict=True):
+        assert got.shape == wanted.shape and wanted.abs().max() > 0
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+    assert asked == [(1, prompt + sum(replies))]
+
+
 def test_only_what_lies_between_the_first_and_the_last_action_is_computed(upstream: Actor) -> None:
     tokens, acted, attended = batch((9, 4), (6, 5))
     _, output = ReplyActor.of(upstream)(tokens, acted, attended, return_output=True)
@@ -84,3 +107,23 @@ def test_a_model_that_computes_all_logits_is_asked_as_upstream_asks(upstream: Ac
     ours = ReplyActor.of(upstream)
     assert not ours.leaves_out
     torch.testing.assert_close(ours(*given), expected)
+
+
+def test_when_a_prompt_is_shared() -> None:
+    tokens, acted, attended = to_one_prompt(9, 4, 2)
+    assert shared_prompt(tokens, acted, attended) == (9, [4, 2])
+    assert shared_prompt(tokens[:1], acted[:1], attended[:1]) is None, "one sample has nothing to share"
+    assert shared_prompt(*to_one_prompt(9, 8, 2)) is None, "10 tokens of replies, 9 saved"
+    assert shared_prompt(*batch((9, 4), (9, 4))) is None, "other tokens"
+    other = acted.clone()
+    other[1, 8] = 0
+    assert shared_prompt(tokens, other, attended) is None, "another length"
+    assert shared_prompt(tokens, acted * 0, attended) is None, "masked"
+    attended = attended.clone()
+    attended[1, 0] = 0
+    assert shared_prompt(tokens, acted, attended) is None, "padded on the left"
+
+
+def test_a_model_with_a_sliding_window_gets_each_sample_by_itself(upstream: Actor) -> None:
+    upstream.model.config.layer_types = ["full_attention", "sliding_attention"]
+    assert not ReplyActor.of(upstream).takes_masks
