@@ -3,6 +3,7 @@
 =============  ============================================================  ===========================================
 weights        2 P; with ZeRO-3 2 P / N and the gathered part in use         ZeRO, arXiv 1910.02054, section 5
 gradients      2 T (ZeRO 0, 1), 2 T / N (2, 3); 4 where summed in fp32       the same; DeepSpeed ``grad_accum_dtype``
+sync           2 P without a GPU: memory that engines read weights from      ``host_broadcast.py``
 optimizer      12 T / N: fp32 weights and Adam's two moments; 8 with Muon    the same (its K = 12); ZeRO 0: not / N
 step           4 T / N: DeepSpeed's fp32 copy of the gradients               ``stage_1_and_2.py: step``, ``stage3.py``
 activations    with checkpointing: 2 hidden per layer, and one layer whole   arXiv 2205.05198, section 4, counted for
@@ -121,6 +122,8 @@ def policy_need(shape: ModelShape, training: Training, vocabulary: int | None = 
     if training.average:  # upstream asks for it in host memory, which DeepSpeed only does under ZeRO-3
         where = host if stage == 3 else device
         where["average"] = BF16 * parameters // (ranks if stage == 3 else 1)
+    if not training.on_gpu and not training.adapters:
+        device["sync"] = BF16 * parameters  # memory that the engines read new weights from
     return _with_process(device, host, training.on_gpu, loading=BF16 * parameters)
 
 
