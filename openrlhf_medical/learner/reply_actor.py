@@ -159,10 +159,13 @@ def _can_leave_out(model: Any) -> bool:
 
 
 def _takes_masks(model: Any) -> bool:
-    """On a GPU it is FlashAttention that computes, which has no such masks; nor has a model with a sliding window."""
+    """On a GPU it is FlashAttention that computes, which has no such masks. Where a token sees only those just before
+    it, in some layers or in all, there is more than one mask."""
     config = getattr(_base(model), "config", None)
+    layers = getattr(config, "layer_types", None)
+    sees_all = set(layers) == {"full_attention"} if layers else getattr(config, "sliding_window", None) is None
     return (
-        next(_base(model).parameters()).device.type == "cpu"
+        sees_all
         and getattr(config, "_attn_implementation", "") in ("sdpa", "eager")
-        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and next(_base(model).parameters()).device.type == "cpu"
     )

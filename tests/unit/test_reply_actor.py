@@ -124,6 +124,8 @@ def test_when_a_prompt_is_shared() -> None:
     assert shared_prompt(tokens, acted, attended) is None, "padded on the left"
 
 
-def test_a_model_with_a_sliding_window_gets_each_sample_by_itself(upstream: Actor) -> None:
-    upstream.model.config.layer_types = ["full_attention", "sliding_attention"]
+@pytest.mark.parametrize("setting", [{"layer_types": ["full_attention", "sliding_attention"]}, {"sliding_window": 6}])
+def test_a_model_with_a_sliding_window_gets_each_sample_by_itself(upstream: Actor, setting: dict) -> None:
+    assert ReplyActor.of(upstream).takes_masks
+    upstream.model.config.update(setting)
     assert not ReplyActor.of(upstream).takes_masks
