@@ -30,7 +30,7 @@ from memory import descendants
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-RUNS = 3
+RUNS = 5
 """Starts; each takes most of a minute, and what is compared comes from one and the same."""
 SAMPLE_S = 0.5
 DEADLINE_S = 300.0
