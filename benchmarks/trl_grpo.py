@@ -1,4 +1,4 @@
-"""The same GRPO-style job as TRL's GRPOTrainer: same model, notes, instructions, lengths, group size.
+"""The same GRPO-style job as TRL's GRPOTrainer: same model, notes, instructions, limit of tokens, group size.
 
     python benchmarks/trl_grpo.py [--runs N] [--quick] [--trl-python .venv-trl/bin/python]
 
@@ -7,7 +7,8 @@ a KL reference, one update. Ours is ``SelfPlayTrainer.step`` with engines, worke
 notes are passed through, so only the assessor writes, and only it learns. TRL's runs in an environment of its own
 (``benchmarks/trl.txt``), which is made on first use, and generates with transformers, as it does without a GPU; in bf16
 where this CPU has it, else fp32, with both cores, without gradient checkpointing. Whether TRL has faster settings here
-has not been tried yet. Both stay up, and take steps in turn while the other one waits.
+has not been tried yet. Each learns from its own rewards, so replies drift apart in length: the row's note tells it.
+Both stay up, and take steps in turn while the other one waits.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ What upstream assumes, and what answers it here:
 ``torch.cuda.current_device()`` as a target of ``.to()``   a string ``"cpu"`` that formats as ``0``
 ``torch.cuda.set_device/synchronize/current_stream``       do nothing
 ``init_device_mesh("cuda", …)`` in DeepspeedStrategy       the same call with ``"cpu"``
-PyNccl group between DeepSpeed and vLLM                    a stateless gloo group (``weight_group``)
+PyNccl group between DeepSpeed and vLLM                    memory that both map, or gloo (``weight_group``)
 bf16 matrix products are fast                              in fp32 where this CPU has none (``bf16_linear``): they
                                                            were 18 times slower; engines hold fp32 weights there
 vLLM keeps a packed copy of a tied output head             packed again after every sync (facts: 5.9 nats off)

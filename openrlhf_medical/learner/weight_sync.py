@@ -95,7 +95,7 @@ class WeightSender:
         if not self._is_sender:
             for bucket in plan.buckets:
                 with self._gathered([parameters[spec.name] for spec in bucket]):
-                    pass
+                    pass  # to gather is a collective call; only rank 0 sends
             return checksum
         with devices.on_one_thread():  # the engines have more to do, on the same cores where there is no GPU
             for bucket, buffer in packets(plan, self._group, self._device):
