@@ -19,12 +19,15 @@ from openrlhf_medical.data.seed_files import read_seeds
 from openrlhf_medical.game.prompts import assessor_prompt_of, attacker_prompt
 
 STEPS = 2
+GAMES = "40"
+"""So many that never all of a role's rewards are the same: three quarters of what a random model writes is bad form."""
 COMMON = ("--train.colocate_all", "true", "--run.eval_games", "0")
 
 
 def train(data: Path, folder: Path, name: str, *words: str, config: str = "configs/tiny.yaml", expect: int = 0):  # noqa: F811
     done = run(
         *("train", "--config", config, "--run.name", name, "--run.dir", str(folder), "--run.steps", str(STEPS)),
+        *("--rollout.batch_size", GAMES),
         *("--data.train", str(data / "train.jsonl"), "--data.val", str(data / "val.jsonl")),
         *words,
         expect=expect,

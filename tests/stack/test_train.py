@@ -34,7 +34,7 @@ def run(*words: str, timeout_s: float = 300, expect: int = 0) -> subprocess.Comp
 def train(data: Path, runs: Path, name: str, *words: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
     done = run(
         *("train", "--config", "configs/tiny.yaml", "--run.name", name, "--run.dir", str(runs)),
-        *("--run.steps", str(STEPS), "--run.eval_games", "16"),
+        *("--run.steps", str(STEPS), "--run.eval_games", "16", "--rollout.batch_size", "40"),
         *("--data.train", str(data / "train.jsonl"), "--data.val", str(data / "val.jsonl")),
         *words,
     )
