@@ -1,4 +1,5 @@
-"""Running upstream on a machine with no GPU. The only place that patches anything.
+"""Running upstream on a machine with no GPU. With ``rollout.core_turns`` and ``learner.compilation`` the only place
+that patches anything.
 
 OpenRLHF assumes CUDA in a handful of places. ``prepare_process()`` answers them in the process that
 calls it: the driver, every Ray worker (through Ray's worker setup hook) and vLLM's worker. On a
@@ -227,10 +228,10 @@ def weight_group(
     address: str, port: int, rank: int, world_size: int, device: Any, *, shares_gpu: bool, size: int = 0
 ) -> tuple[Any, Any]:
     """(group with ``broadcast(tensor, src, stream)``, device that its tensors must be on). ``size``: bytes that rank 0
-    will send at a time.
+    will send in a whole sync.
 
-    NCCL between GPUs; host memory without a GPU, and where policy and engine share one: NCCL refuses two members on
-    the same GPU. On one machine all of them map the same memory, else gloo carries it.
+    NCCL between GPUs; gloo, one packet of host memory after another, where policy and engine share one: NCCL refuses
+    two members on the same GPU. Without a GPU, on one machine, all of them map the same memory.
     """
     if has_gpu() and not shares_gpu:
         from openrlhf.utils.distributed_util import stateless_init_process_group
@@ -242,7 +243,8 @@ def weight_group(
     from openrlhf_medical.host_broadcast import host_broadcast
 
     group = stateless_init_torch_distributed_process_group(address, port, rank, world_size, "gloo")
-    return host_broadcast(group, rank, size) or _GlooBroadcast(group), torch.device("cpu")
+    shared = None if has_gpu() else host_broadcast(group, rank, size)
+    return shared or _GlooBroadcast(group), torch.device("cpu")
 
 
 class _GlooBroadcast:

@@ -48,29 +48,34 @@ def host_broadcast(group: Any, rank: int, size: int) -> HostBroadcast | None:
     own = -1
     if rank == 0:
         secret = secrets.token_hex(16)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):  # some builds of Python have no memfd_create
             own = os.memfd_create("weights")
             os.ftruncate(own, size)
             os.pwrite(own, secret.encode(), 0)
             words = f"{os.getpid()} {own} {size} {secret}".ljust(_HELLO).encode()
             hello = torch.frombuffer(bytearray(words), dtype=torch.uint8)
     group.broadcast(hello, 0).wait()
-    memory = _map(bytes(hello.tolist()).decode())
-    everybody = torch.tensor([int(memory is not None)])
+    file = _open(bytes(hello.tolist()).decode())
+    everybody = torch.tensor([int(file is not None)])
     group.allreduce([everybody], op=torch.distributed.ReduceOp.MIN).wait()
     if own >= 0:
-        os.close(own)
-    return HostBroadcast(group, memory) if memory is not None and int(everybody) else None
+        os.close(own)  # all who could have opened theirs
+    if file is None:
+        return None
+    try:  # only now are there pages behind it: on several machines nothing is taken
+        return HostBroadcast(group, mmap.mmap(file, 0, mmap.MAP_SHARED | mmap.MAP_POPULATE)) if int(everybody) else None
+    finally:
+        os.close(file)
 
 
-def _map(hello: str) -> mmap.mmap | None:
-    """The memory that rank 0 speaks of; None if it is not on this machine, or not to be seen from here."""
+def _open(hello: str) -> int | None:
+    """A descriptor of the memory that rank 0 speaks of; None if it is not on this machine, or not to be seen from
+    here."""
     with contextlib.suppress(OSError, ValueError):
         pid, descriptor, size, secret = hello.split()
         file = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR)
-        try:
+        with contextlib.suppress(OSError):
             if os.pread(file, len(secret), 0) == secret.encode() and os.fstat(file).st_size == int(size):
-                return mmap.mmap(file, int(size), mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        finally:
-            os.close(file)
+                return file
+        os.close(file)
     return None

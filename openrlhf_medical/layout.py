@@ -22,6 +22,10 @@ SHARED_GPU = 0.2
 WEIGHT_BUCKET_BYTES = 128 << 20
 """Of one packet of a weight sync; a larger tensor is a packet of its own."""
 
+PIECE_ELEMENTS = 8_000_000
+"""That a rank on its own handles at a time, of gradients and in the optimizer; a larger tensor is a piece of its own.
+Saved states are cut like this: another figure is another ``state_store.FORMAT``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:

@@ -24,7 +24,7 @@ from typing import Any
 from openrlhf_medical.errors import RunError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Of the manifest and of what it speaks of; a state of another format is not read."""
 
 _PREFIX, _PARTIAL = "step_", ".partial"

@@ -20,7 +20,7 @@ MASKED: tuple[int, ...] = ()
 @dataclass(frozen=True, slots=True)
 class Item:
     """A sample as the plan sees it. Samples of different ``kind`` (role) never share a micro-batch; those with the same
-    ``prompt``, if it is given, do wherever they fit."""
+    ``prompt``, if it is given, follow each other, and without a limit on tokens share one wherever they fit."""
 
     kind: Hashable
     length: int
@@ -36,7 +36,7 @@ def plan_micro_batches(
 ) -> list[list[MicroBatch]]:
     """Micro-batches for each rank: ``[rank][i]`` is a tuple of indices, or ``MASKED``.
 
-    A micro-batch holds ``micro_batch_size`` samples, or, with ``max_tokens``, as many as have no more
+    A micro-batch holds at most ``micro_batch_size`` samples, or, with ``max_tokens``, as many as have no more
     tokens together (one that is longer stays alone). Samples that answer the same prompt share a
     micro-batch, and beyond that those of similar length (little padding); the longest micro-batches are
     dealt first, to the rank with the least work so far; all ranks end with the same count.

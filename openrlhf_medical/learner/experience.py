@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, get_args
 
 import torch
@@ -83,10 +83,9 @@ class SelfPlayExperienceMaker(RemoteExperienceMaker):
 
     def split_rollout_samples(self, rollout_samples: list[Experience]) -> list[Experience]:
         """Batches for the forward passes: similar lengths together, equal counts on all ranks, rank by rank."""
-        items = [
-            Item("any", int(sample.total_length.item()), self._trajectories[sample.index[0]].prompt_ids)
-            for sample in rollout_samples
-        ]
+        lengths = [int(sample.total_length.item()) for sample in rollout_samples]
+        prompts = self.prompts([self._trajectories[sample.index[0]] for sample in rollout_samples])
+        items = [Item("any", length, prompt) for length, prompt in zip(lengths, prompts, strict=True)]
         size = self.args.rollout.micro_batch_size
         plan = plan_micro_batches(items, range(len(items)), size, self._ranks, self._max_tokens)
         masked = masked_experience(self._pad_token_id)
@@ -109,6 +108,11 @@ class SelfPlayExperienceMaker(RemoteExperienceMaker):
             self._asked |= {reference: f"{self._policy} {kind} rank {i}" for i, reference in enumerate(emptied)}
             self._gather(emptied)
         return references
+
+    def prompts(self, trajectories: Sequence[Trajectory]) -> list[Hashable]:
+        """What each answers, for micro-batches that ``ReplyActor`` computes as one sequence; None on GPUs, where it
+        does not and they had better be full."""
+        return [t.prompt_ids if self._share_cores() else None for t in trajectories]
 
     def _share_cores(self) -> bool:
         """Whether these workers compute on the same cores: at the same time, with threads for all of them each, two

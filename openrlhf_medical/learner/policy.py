@@ -187,7 +187,8 @@ class Learner:
         supervised examples are mixed in."""
         self._moved = True
         self._select()
-        items = [Item(t.role.value, t.length, t.prompt_ids) for t in prepared.trajectories]
+        own = prepared.trajectories
+        items = [Item(t.role.value, t.length, prompt) for t, prompt in zip(own, self._maker.prompts(own), strict=True)]
         train, ranks = self._args.train, data_parallel_ranks(self._args)
         rng = random.Random(seed)
         plan = [

@@ -26,7 +26,7 @@ class WeightSender:
     """Lives in every rank of a policy; rank 0 talks to the engines, the others help to gather.
 
     ``model`` is the unwrapped module inside the DeepSpeed engine. With ZeRO-3 a bucket's parameters
-    are gathered, packed and let go again, so that no more than a bucket is ever whole.
+    are gathered, packed and let go again: no more than those of a bucket are gathered at a time.
     """
 
     def __init__(self, model: torch.nn.Module, *, zero_stage: int, tensor_parallel_size: int, bucket_bytes: int):
@@ -59,6 +59,7 @@ class WeightSender:
             engine.join_weight_group.remote(address, port, i * engine_tensor_parallel_size + 1, world_size, shares_gpu)
             for i, engine in enumerate(engines.values())
         ]
+        self._group = None  # what the last one took is let go of first
         self._group, self._device = devices.weight_group(
             address, port, 0, world_size, torch.cuda.current_device(), shares_gpu=shares_gpu,
             size=sum(map(bucket_bytes, self._plan(0).buckets)),

@@ -16,6 +16,7 @@ import ray
 import torch
 
 from openrlhf_medical import devices
+from openrlhf_medical.layout import PIECE_ELEMENTS
 from openrlhf_medical.learner.adapters import AdapterFiles, Trainee, adapter_files, add_adapter, merge, save_adapter
 from openrlhf_medical.learner.bias_correction import forget_steps
 from openrlhf_medical.learner.compilation import outlive_killed_compilers
@@ -38,9 +39,6 @@ RoleBatch = tuple[str, Experience]
 """A micro-batch of one role; the role is ``""`` for a masked one, ``sft/<role>`` for a supervised one."""
 
 SUPERVISED = "sft/"
-
-PIECE = 8_000_000
-"""Elements that a rank on its own handles at a time, of gradients and in the optimizer."""
 
 _TRAINING_METRICS = {
     "ppo_clip_ratio": "clip_fraction",
@@ -87,7 +85,7 @@ class SelfPlayStrategy(DeepspeedStrategy):
             # after every micro-batch; stage 1 lets them add up where they are, in the same number format. The sum over
             # ranks, which is still asked for once, then goes over pieces that stay in the processor's cache.
             config["zero_optimization"] |= {
-                "stage": 1, "contiguous_gradients": False, "reduce_bucket_size": PIECE
+                "stage": 1, "contiguous_gradients": False, "reduce_bucket_size": PIECE_ELEMENTS
             }  # fmt: skip
         return config
 
@@ -95,7 +93,9 @@ class SelfPlayStrategy(DeepspeedStrategy):
         model, groups = super()._get_model_parameters(*args, **kwargs)
         if self._is_alone() and isinstance(groups[0], dict):  # Muon's are no groups
             # DeepSpeed takes one group after another, and makes a flat copy of its gradients, then one in fp32.
-            groups = [{**group, "params": piece} for group in groups for piece in pieces(group["params"], PIECE)]
+            groups = [
+                {**group, "params": piece} for group in groups for piece in pieces(group["params"], PIECE_ELEMENTS)
+            ]
         return model, groups
 
     def _is_alone(self) -> bool:

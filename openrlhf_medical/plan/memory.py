@@ -5,7 +5,8 @@ weights        2 P; with ZeRO-3 2 P / N and the gathered part in use         ZeR
 gradients      2 T (ZeRO 0, 1), 2 T / N (2, 3); 4 where summed in fp32       the same; DeepSpeed ``grad_accum_dtype``
 sync           2 P without a GPU: memory that engines read weights from      ``host_broadcast.py``
 optimizer      12 T / N: fp32 weights and Adam's two moments; 8 with Muon    the same (its K = 12); ZeRO 0: not / N
-step           4 T / N: DeepSpeed's fp32 copy of the gradients               ``stage_1_and_2.py: step``, ``stage3.py``
+step           4 T / N: DeepSpeed's fp32 copy of the gradients; of a piece   ``stage_1_and_2.py: step``, ``stage3.py``
+               of them for one worker with ZeRO-2 (``learner/workers.py``)
 activations    with checkpointing: 2 hidden per layer, and one layer whole   arXiv 2205.05198, section 4, counted for
                (queries, keys, values, both norms in fp32, 4 × MLP)          gated MLPs and fused attention
 logits         vocabulary × (fp32 logits, their gradient, its bf16 copy)     ``openrlhf.models.Actor.forward``
@@ -22,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from openrlhf_medical.layout import PIECE_ELEMENTS, TURNS_OF_ENGINE
 from openrlhf_medical.plan.shapes import ModelShape
 
 GIB = 1 << 30
@@ -39,8 +41,8 @@ CUDA_PROCESS = 1 * GIB
 """Of the GPU, by each process on it: CUDA context, kernels, cuBLAS and NCCL buffers. Not measured by us."""
 CUDA_GRAPHS = 1 * GIB
 """vLLM's captured graphs, which its share of the GPU does not include."""
-ENGINE_BATCH_TOKENS, ENGINE_SEQUENCES = 2048, 128
-"""vLLM 0.29's defaults for an engine in a program (``SchedulerConfig``): tokens of a forward pass, turns at once."""
+ENGINE_BATCH_TOKENS = 2048
+"""vLLM 0.29's default for an engine in a program (``SchedulerConfig``): tokens of a forward pass."""
 
 HOST_PROCESS_CUDA = 3 * GIB
 """Host memory of a worker beside a GPU: libraries and pinned buffers. Not measured by us."""
@@ -90,6 +92,11 @@ class Training:
     on_gpu: bool = True
 
     @property
+    def is_alone(self) -> bool:
+        """Whether gradients and optimizer are handled in pieces (``SelfPlayStrategy``)."""
+        return self.ranks == 1 and self.zero_stage == 2 and not self.adam_offload
+
+    @property
     def flash_cross_entropy(self) -> bool:
         """FlashAttention's kernel, which the GPU's pins have: upstream uses it where it can be imported."""
         return self.on_gpu
@@ -107,8 +114,13 @@ def policy_need(shape: ModelShape, training: Training, vocabulary: int | None = 
         embeddings = min(trained, shape.embedding * (1 if shape.tied else 2))
         state = ((trained - embeddings) * MUON + embeddings * ADAM) // shared
     gradients = training.gradient_bytes * trained // (ranks if stage >= 2 else 1)
-    step = FP32 * (min(trained // ranks, SUB_GROUP_ELEMENTS) if stage == 3 else trained // shared)
-    backward = _bucket(trained, training) + _backward(shape, training, words)
+    at_once = min(trained // ranks, SUB_GROUP_ELEMENTS) if stage == 3 else trained // shared
+    bucket = _bucket(trained, training)
+    if training.is_alone:
+        piece = min(trained, max(PIECE_ELEMENTS, shape.embedding))
+        bucket, at_once = BF16 * piece, trained if training.muon else piece
+    step = FP32 * at_once
+    backward = bucket + _backward(shape, training, words)
     forward = _forward(shape, training, words)
     device = {"weights": _weights(shape, parameters, training)}
     host: dict[str, int] = {}
@@ -122,7 +134,7 @@ def policy_need(shape: ModelShape, training: Training, vocabulary: int | None = 
     if training.average:  # upstream asks for it in host memory, which DeepSpeed only does under ZeRO-3
         where = host if stage == 3 else device
         where["average"] = BF16 * parameters // (ranks if stage == 3 else 1)
-    if not training.on_gpu and not training.adapters:
+    if words and not training.on_gpu and not training.adapters:
         device["sync"] = BF16 * parameters  # memory that the engines read new weights from
     return _with_process(device, host, training.on_gpu, loading=BF16 * parameters)
 
@@ -219,7 +231,7 @@ def engine_need(shape: ModelShape, serving: Serving, gpu_bytes: int | None) -> t
     weights = BF16 * shape.parameters // parallel
     weights += BF16 * serving.adapters * shape.adapter_parameters(serving.adapter_rank) // parallel
     hidden = BF16 * ENGINE_BATCH_TOKENS * (4 * shape.hidden + 3 * shape.intermediate // parallel)
-    passes = hidden + ENGINE_SEQUENCES * shape.vocabulary * 3 * FP32  # logits, log-probabilities, the sampler's copy
+    passes = hidden + TURNS_OF_ENGINE * shape.vocabulary * 3 * FP32  # logits, log-probabilities, the sampler's copy
     per_sequence = cache_bytes_per_token(shape, parallel) * serving.max_len
     if gpu_bytes is None:
         wider = serving.cpu_bytes // BF16

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from openrlhf_medical.layout import Place, places_of, warm_start_places
+from openrlhf_medical.layout import TURNS_OF_ENGINE, Place, places_of, warm_start_places
 from openrlhf_medical.plan.hardware import Hardware, Node
-from openrlhf_medical.plan.memory import ENGINE_SEQUENCES, GIB, HOST_REST
+from openrlhf_medical.plan.memory import GIB, HOST_REST
 from openrlhf_medical.plan.needs import Needs, models_of, needs_of
 from openrlhf_medical.plan.placement import Free, pack
 from openrlhf_medical.plan.shapes import ModelShape, UnknownShape, shape_of
@@ -282,11 +282,11 @@ def _cache_notes(config: RunConfig, rows: list[Row]) -> list[str]:
     notes = []
     for row in rows:
         if row.needs is not None and row.needs.sequences:
-            few = row.needs.sequences < ENGINE_SEQUENCES
+            few = row.needs.sequences < TURNS_OF_ENGINE
             notes.append(
                 f"{row.place.purpose}: the cache of each engine holds {row.needs.sequences} sequences of "
                 f"{config.data.max_len} tokens at once"
-                + (f", fewer than the {ENGINE_SEQUENCES} that vLLM would play; the rest wait their turn" if few else "")
+                + (f", fewer than the {TURNS_OF_ENGINE} that vLLM would play; the rest wait their turn" if few else "")
             )
     return notes
 

@@ -2,7 +2,7 @@
 
 One sync is: a plan (names, types, shapes, in buckets), then one broadcast of bytes per bucket, then
 one answer with a version stamp and a checksum of the bytes that arrived. vLLM is given everything in
-one ``reload_weights`` call fed by a generator, so it loads one bucket while the next is on its way;
+one ``reload_weights`` call fed by a generator, so it loads one bucket while the next is packed;
 several calls would refill half-received fused layers (qkv, gate_up) from uninitialised memory.
 
 vLLM imports this module in its worker process through ``worker_extension_cls``.
@@ -157,7 +157,7 @@ class WeightReceiver:
         # All ends of the queues are open by now. Without a name nothing can be left, whoever is killed.
         shared_memory.remove(shared_memory.segments_of([this, *watched]))
         devices.give_back_memory()  # loading took the weights several times
-        if not devices.has_gpu() and torch.distributed.get_world_size() == 1:
+        if devices.cores_to_compute_on() is not None and torch.distributed.get_world_size() == 1:
             take_turns(self)
 
         def watch() -> None:
@@ -169,6 +169,7 @@ class WeightReceiver:
 
     def join_weight_group(self, address: str, port: int, rank_offset: int, world_size: int, shares_gpu: bool) -> None:
         rank = torch.distributed.get_rank() + rank_offset
+        self._weight_group: Any = None  # what the last one took is let go of first
         self._weight_group, self._weight_device = devices.weight_group(
             address, port, rank, world_size, self.device, shares_gpu=shares_gpu
         )

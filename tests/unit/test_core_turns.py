@@ -25,7 +25,7 @@ class Worker:
 
 @pytest.fixture
 def turns(tmp_path, monkeypatch):
-    monkeypatch.setattr(core_turns, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(core_turns, "FOLDER", tmp_path)
 
     def worker(output: object = None) -> Worker:
         made = Worker(output)
@@ -64,3 +64,35 @@ def test_a_step_without_sampling_ends_by_itself(turns, output):
     else:
         assert worker.execute_model("a step") == output
     assert computes_within(turns(), 20)
+
+
+def test_who_waits_in_vain_goes_on_without_turns(turns, monkeypatch, caplog):
+    stopped, other = turns(), turns("a step")
+    monkeypatch.setattr(core_turns, "WAIT_S", 0.2)
+    assert stopped.execute_model("never sampled") is None
+    assert other.execute_model("") == "a step"
+    assert "take no turns any more" in caplog.text
+    monkeypatch.setattr(core_turns, "WAIT_S", 3600)
+    assert computes_within(other, 20), "it waits only once"
+
+
+@pytest.mark.parametrize("lock", ["a link", "a folder"])
+def test_what_somebody_else_put_there_is_left_alone(tmp_path, monkeypatch, caplog, lock):
+    monkeypatch.setattr(core_turns, "FOLDER", tmp_path)
+    target = tmp_path / "precious"
+    target.write_text("text")
+    if lock == "a link":
+        core_turns.lock_path().symlink_to(target)
+    else:
+        core_turns.lock_path().mkdir()
+    worker = Worker("a step")
+    take_turns(worker)
+    assert worker.execute_model("") == "a step" and "cannot be opened" in caplog.text
+    assert target.read_text() == "text"
+
+
+def test_engines_on_other_cores_have_turns_of_their_own(monkeypatch):
+    monkeypatch.setattr(core_turns.os, "sched_getaffinity", lambda pid: {0, 1})
+    first = core_turns.lock_path()
+    monkeypatch.setattr(core_turns.os, "sched_getaffinity", lambda pid: {2, 3})
+    assert core_turns.lock_path() != first

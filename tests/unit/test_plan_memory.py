@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from openrlhf_medical.config import load_config
+from openrlhf_medical.layout import PIECE_ELEMENTS
 from openrlhf_medical.plan import needs
 from openrlhf_medical.plan.hardware import Gpu, Hardware, Node
 from openrlhf_medical.plan.known_models import KNOWN_MODELS
@@ -132,6 +133,17 @@ def test_passes_by_hand() -> None:
     assert reference_need(shape, TRAINING).device["passes"] == 10 * 304 + 10 * 100 * (2 + 4)
 
 
+def test_a_lone_worker_handles_gradients_in_pieces() -> None:
+    shape = replace(shape_from(SMALL), counted=100_000_000)
+    few = replace(TRAINING, ranks=1, tokens=1, forward_tokens=1)
+    alone = policy_need(shape, few).device["passes"]
+    assert alone == 4 * PIECE_ELEMENTS, "DeepSpeed's fp32 copy of one piece"
+    assert policy_need(shape, replace(few, muon=True)).device["passes"] == 4 * 100_000_000, "all at once"
+    assert policy_need(shape, replace(few, adam_offload=True)).device["passes"] > 2 * BUCKET_ELEMENTS
+    large = replace(shape, vocabulary=2_000_000)
+    assert policy_need(large, few).device["passes"] >= 4 * 2_000_000 * 8, "an embedding is a piece of its own"
+
+
 def test_a_critic_has_no_logits_and_no_head() -> None:
     untied = shape_from({**SMALL, "tie_word_embeddings": False})
     policy, critic = policy_need(untied, TRAINING), policy_need(untied, TRAINING, vocabulary=0)
@@ -180,7 +192,7 @@ def test_cache_of_an_engine() -> None:
     serving = Serving(max_len=4096, share=0.9)
     need, sequences = engine_need(llama, serving, 80 * GIB)
     assert need.device_bytes == pytest.approx(72 * GIB + CUDA_GRAPHS, abs=8)
-    assert sequences == need.device["cache"] // (131_072 * 4096) == 111
+    assert sequences == need.device["cache"] // (131_072 * 4096) == 110
     assert engine_need(llama, replace(serving, eager=True), 80 * GIB)[0].device_bytes == pytest.approx(72 * GIB, abs=8)
     assert engine_need(llama, serving, 16 * GIB)[1] == 0, "its weights leave no room for a cache"
     halves = engine_need(llama, replace(serving, tensor_parallel_size=2), 80 * GIB)[0]
