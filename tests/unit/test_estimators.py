@@ -58,6 +58,9 @@ class OfflineMaker(SelfPlayExperienceMaker):
     def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
         return fill(samples_list)
 
+    def _share_cores(self) -> bool:
+        return True
+
 
 def maker(estimator: str, **changes) -> OfflineMaker:
     strategy = SimpleNamespace(args=options(estimator, **changes))

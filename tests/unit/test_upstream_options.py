@@ -199,6 +199,9 @@ class Group:
 
 
 class OfflineMaker(SelfPlayExperienceMaker):
+    def _share_cores(self) -> bool:
+        return False
+
     def _dispatch_forward(self, group: Any, sync_condition: bool, **inputs: Any) -> list[Any]:
         return group.answer(inputs)
 
