@@ -231,7 +231,8 @@ def test_a_judge_that_takes_two_seconds_costs_a_step_at_most_a_tenth(data, tmp_p
             *("train", "--config", "configs/quickstart.yaml", "--run.name", "slow", "--run.dir", str(tmp_path)),
             *("--data.train", str(data / "train.jsonl"), "--data.val", str(data / "val.jsonl")),
             *("--roles.policy", "shared", "--train.colocate_all", "true", "--run.eval_games", "0"),
-            *("--run.steps", str(2 * pairs + 1), "--judge.urls", judge.url),
+            # 32 seeds, so that each of the two turns takes longer than the judge
+            *("--rollout.batch_size", "32", "--run.steps", str(2 * pairs + 1), "--judge.urls", judge.url),
             timeout_s=3600,
         )
     steps = training_steps(folder)[1:]  # the first one warms up
