@@ -218,7 +218,8 @@ def test_a_run_outlives_an_outage_and_ends_in_order_when_the_judge_is_gone_for_g
 @pytest.mark.slow
 def test_a_judge_that_takes_two_seconds_costs_a_step_at_most_a_tenth(data, tmp_path):  # noqa: F811
     """SmolLM2, whose replies take longer than that. One run in which the judge is instant and takes 2 s in turn,
-    so that both meet the same machine; steps are compared by the time for a token, as they differ in length."""
+    so that both meet the same machine. Compared is what a step takes: of that most goes into reading prompts, which are
+    as many in each. The time for a reply's token is not compared: replies get shorter while it learns."""
     folder, pairs = tmp_path / "slow", 4
 
     def in_turn(judge: FaultyJudge, http, body) -> None:
@@ -236,11 +237,10 @@ def test_a_judge_that_takes_two_seconds_costs_a_step_at_most_a_tenth(data, tmp_p
             timeout_s=3600,
         )
     steps = training_steps(folder)[1:]  # the first one warms up
-    seconds_a_token = [row["time/step_s"] / (row["throughput/tokens_per_s"] * row["time/games_s"]) for row in steps]
-    slow, instant = statistics.median(seconds_a_token[::2]), statistics.median(seconds_a_token[1::2])
+    slow, instant = (statistics.median(row["time/step_s"] for row in steps[first::2]) for first in (0, 1))
     shown = [
         {name: round(row[name], 2) for name in ("time/step_s", "time/games_s", "judge/latency_s")} for row in steps
     ]
-    print(json.dumps({"slow_s_a_token": slow, "instant_s_a_token": instant, "ratio": slow / instant, "steps": shown}))
+    print(json.dumps({"slow_s": slow, "instant_s": instant, "ratio": slow / instant, "steps": shown}))
     assert min(row["time/games_s"] for row in steps[::2]) > 4, "two turns, each longer than the judge takes"
     assert slow <= 1.10 * instant
